@@ -1,0 +1,151 @@
+import { createHash, createHmac, randomBytes, timingSafeEqual } from "node:crypto";
+import { readFileSync, statSync, writeFileSync } from "node:fs";
+import { z } from "zod";
+import { MeshError } from "../core/errors.ts";
+
+const hexKey = z.string().regex(/^[0-9a-f]{64}$/, "must be 64 hex digits (32 bytes)");
+const namedKey = z.strictObject({ id: z.string().min(1).max(64), key: hexKey });
+const keyList = z.array(namedKey).min(1).max(8);
+
+const KeysFile = z.strictObject({
+  hashSeed: hexKey,
+  placement: keyList,
+  tenantSalt: keyList,
+  resume: keyList,
+  join: keyList,
+});
+
+/** A secret with the name under which peers refer to it. */
+export interface NamedKey {
+  readonly id: string;
+  readonly key: Buffer;
+}
+
+/** The mesh's secrets. In each list every key verifies and the first signs. */
+export interface MeshKeys {
+  readonly hashSeed: Buffer;
+  readonly placement: readonly NamedKey[];
+  readonly tenantSalt: readonly NamedKey[];
+  readonly resume: readonly NamedKey[];
+  readonly join: readonly NamedKey[];
+}
+
+/** First 8 bytes of SHA-256 of the hash seed: peers compare it without telling the seed. */
+export function hashSeedFingerprint(keys: MeshKeys): Buffer {
+  return createHash("sha256").update(keys.hashSeed).digest().subarray(0, 8);
+}
+
+/**
+ * Reads `mesh.keys` (JSON, mode 0600). Errors (`invalid_request`) name the file and how to mend it:
+ * missing, readable by others, or malformed.
+ */
+export function loadKeys(path: string): MeshKeys {
+  let text: string;
+  try {
+    const mode = statSync(path).mode & 0o777;
+    if ((mode & 0o077) !== 0) {
+      throw new MeshError(
+        "invalid_request",
+        `keys file ${path} has mode 0${mode.toString(8)}; only its owner may read it: chmod 600 ${path}`,
+      );
+    }
+    text = readFileSync(path, "utf8");
+  } catch (error) {
+    if (error instanceof MeshError) throw error;
+    throw new MeshError(
+      "invalid_request",
+      `keys file ${path} cannot be read: ${(error as Error).message}; "kvmesh up" makes one`,
+      { cause: error },
+    );
+  }
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (error) {
+    throw new MeshError("invalid_request", `keys file ${path} is not JSON`, { cause: error });
+  }
+  const parsed = KeysFile.safeParse(json);
+  if (!parsed.success) {
+    const problems = parsed.error.issues.map((i) => `${i.path.join(".")}: ${i.message}`).join("; ");
+    throw new MeshError("invalid_request", `keys file ${path}: ${problems}`);
+  }
+  const named = (list: readonly z.infer<typeof namedKey>[]): NamedKey[] =>
+    list.map(({ id, key }) => ({ id, key: Buffer.from(key, "hex") }));
+  return {
+    hashSeed: Buffer.from(parsed.data.hashSeed, "hex"),
+    placement: named(parsed.data.placement),
+    tenantSalt: named(parsed.data.tenantSalt),
+    resume: named(parsed.data.resume),
+    join: named(parsed.data.join),
+  };
+}
+
+/** Writes a new keys file, mode 0600. Fails when the file exists: keys are never replaced by accident. */
+export function createKeysFile(path: string): void {
+  const key = (): string => randomBytes(32).toString("hex");
+  const list = (): { id: string; key: string }[] => [
+    { id: randomBytes(4).toString("hex"), key: key() },
+  ];
+  const file: z.infer<typeof KeysFile> = {
+    hashSeed: key(),
+    placement: list(),
+    tenantSalt: list(),
+    resume: list(),
+    join: list(),
+  };
+  writeFileSync(path, `${JSON.stringify(file, undefined, 2)}\n`, { mode: 0o600, flag: "wx" });
+}
+
+/** What a join proof covers. */
+export interface JoinProofInput {
+  readonly workerId: string;
+  readonly engineAddress: string;
+  readonly workerStartMs: bigint;
+  readonly engineLife: bigint;
+  readonly nonce: Uint8Array;
+}
+
+function u64(value: bigint): Buffer {
+  const out = Buffer.alloc(8);
+  out.writeBigUInt64LE(value);
+  return out;
+}
+
+function hmacParts(key: Buffer, label: string, parts: readonly Uint8Array[]): Buffer {
+  const hmac = createHmac("sha256", key).update(label);
+  for (const part of parts) {
+    const length = Buffer.alloc(4);
+    length.writeUInt32LE(part.length);
+    hmac.update(length).update(part);
+  }
+  return hmac.digest();
+}
+
+/** HMAC by which a worker shows that it holds a join key; bound to its id, address, epoch and the router's nonce. */
+export function joinProof(key: Buffer, input: JoinProofInput): Buffer {
+  return hmacParts(key, "kvmesh-join-v1", [
+    Buffer.from(input.workerId),
+    Buffer.from(input.engineAddress),
+    Buffer.concat([u64(input.workerStartMs), u64(input.engineLife)]),
+    input.nonce,
+  ]);
+}
+
+/** HMAC by which a router shows a peer that it holds a join key; `minute` bounds how long it is good for. */
+export function peerProof(key: Buffer, instance: string, epoch: bigint, minute: bigint): Buffer {
+  return hmacParts(key, "kvmesh-peer-v1", [Buffer.from(instance), u64(epoch), u64(minute)]);
+}
+
+/** Whether one of the keys gives this proof, in constant time per key. */
+export function verifyProof(
+  keys: readonly NamedKey[],
+  proof: Uint8Array,
+  make: (key: Buffer) => Buffer,
+): boolean {
+  let ok = false;
+  for (const { key } of keys) {
+    const expected = make(key);
+    if (expected.length === proof.length && timingSafeEqual(expected, proof)) ok = true;
+  }
+  return ok;
+}

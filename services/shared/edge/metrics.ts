@@ -1,0 +1,70 @@
+import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from "prom-client";
+
+/** One metric of a service's catalogue: the only place where its name is written. */
+export interface MetricSpec {
+  /** `kvmesh_<service>_<what>_<unit>[_total]`, or a name of the OpenTelemetry conventions. */
+  readonly name: string;
+  /** Prometheus type. */
+  readonly kind: "counter" | "gauge" | "histogram";
+  /** One sentence with the unit. */
+  readonly help: string;
+  /** Label names; values come from closed or capped sets. */
+  readonly labels: readonly string[];
+  /** Upper bounds, histograms only. */
+  readonly buckets?: readonly number[];
+}
+
+/** Bounds for decisions around a millisecond, seconds. */
+export const decisionBuckets: readonly number[] = [
+  0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
+];
+/** Bounds for times to first token, seconds (OpenTelemetry GenAI conventions). */
+export const ttftBuckets: readonly number[] = [
+  0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
+];
+/** Bounds for whole requests, seconds (OpenTelemetry GenAI conventions). */
+export const requestBuckets: readonly number[] = [
+  0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+];
+/** Bounds for shares between 0 and 1. */
+export const ratioBuckets: readonly number[] = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1];
+
+type MetricOf<S extends MetricSpec> = S["kind"] extends "counter"
+  ? Counter
+  : S["kind"] extends "gauge"
+    ? Gauge
+    : Histogram;
+
+/** The metrics of a catalogue by key, with their registry. */
+export type Metrics<C extends Record<string, MetricSpec>> = {
+  readonly [K in keyof C]: MetricOf<C[K]>;
+};
+
+function createMetric(spec: MetricSpec, registry: Registry): Counter | Gauge | Histogram {
+  const base = {
+    name: spec.name,
+    help: spec.help,
+    labelNames: [...spec.labels],
+    registers: [registry],
+  };
+  switch (spec.kind) {
+    case "counter":
+      return new Counter(base);
+    case "gauge":
+      return new Gauge(base);
+    case "histogram":
+      return new Histogram({ ...base, buckets: [...(spec.buckets ?? requestBuckets)] });
+  }
+}
+
+/** Makes every metric of a catalogue in a registry of its own, with Node's process metrics beside them. */
+export function createMetrics<const C extends Record<string, MetricSpec>>(
+  catalogue: C,
+): { readonly registry: Registry; readonly metrics: Metrics<C> } {
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry });
+  const metrics = Object.fromEntries(
+    Object.entries(catalogue).map(([key, spec]) => [key, createMetric(spec, registry)]),
+  ) as Metrics<C>;
+  return { registry, metrics };
+}

@@ -1,0 +1,26 @@
+import { defineConfig } from "vitest/config";
+
+const project = (name: string, include: string[], timeoutMs: number, serial = false) => ({
+  test: {
+    name,
+    include,
+    environment: "node" as const,
+    testTimeout: timeoutMs,
+    hookTimeout: timeoutMs,
+    fileParallelism: !serial,
+  },
+});
+
+export default defineConfig({
+  test: {
+    maxWorkers: 2,
+    projects: [
+      project("unit", ["services/**/*.test.ts", "envoy/**/*.test.ts"], 20_000),
+      project("property", ["test/property/**/*.test.ts"], 60_000),
+      project("contract", ["test/contract/**/*.test.ts"], 30_000),
+      project("sim", ["test/sim/**/*.test.ts"], 120_000),
+      project("fuzz", ["test/fuzz/**/*.test.ts"], 60_000),
+      project("e2e", ["test/e2e/**/*.test.ts"], 120_000, true),
+    ],
+  },
+});
