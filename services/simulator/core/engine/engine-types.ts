@@ -21,6 +21,11 @@ export interface HashScope {
 /** Way of naming blocks: an engine's own hash in the process, a cheap one in a virtual fleet. */
 export interface BlockHasher {
   readonly blockSizeTokens: number;
+  /**
+   * Whether a chain needs nothing but the pair before (`out[at − 2]`, `out[at − 1]`), so that it can go on
+   * from hashes it did not make itself. `EngineRequest.promptHashes` needs this.
+   */
+  readonly resumable: boolean;
   startChain(scope: HashScope): BlockHashChain;
 }
 

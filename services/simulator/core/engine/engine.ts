@@ -1,0 +1,335 @@
+import { MeshError } from "../../../shared/core/errors.ts";
+import { monoMs, type MonoMs } from "../../../shared/core/ids.ts";
+import { invariant } from "../../../shared/core/invariant.ts";
+import { BlockPool } from "./block-pool.ts";
+import type {
+  BlockEvent,
+  EngineListener,
+  EngineOptions,
+  EngineRequest,
+  EngineSequence,
+  EngineStats,
+  FinishReason,
+  StepEnd,
+  StepStart,
+} from "./engine-types.ts";
+import { Scheduler } from "./scheduler.ts";
+import { Sequence } from "./sequence.ts";
+import { StepLoad, stepMs } from "./step-time.ts";
+
+/**
+ * One inference engine without a GPU: vLLM's scheduler and block pool, with step times from a fitted
+ * model. Deterministic: equal calls at equal times give equal tokens, events and times. Runs in real
+ * time behind an HTTP edge, or many at once on a virtual clock.
+ *
+ * Drive it with `advance(now, listener)`, which ends and begins every step due by `now` at its own
+ * model time, so a late timer causes no drift; or step by step with `startStep` and `finishStep`. Call
+ * `advance` before `submit` and `abort` when steps may be due, or they would see the change too early.
+ *
+ * States: idle (no step in progress), stepping. `startStep` idle → stepping or stays idle;
+ * `finishStep` stepping → idle; `submit` and `abort` are allowed in both.
+ */
+export class EngineCore {
+  readonly #options: EngineOptions;
+  readonly #contextTokensMax: number;
+  readonly #pool: BlockPool;
+  readonly #scheduler: Scheduler;
+  readonly #sequences = new Map<string, Sequence>();
+  readonly #load = new StepLoad();
+  readonly #scheduled: Sequence[] = [];
+  readonly #advanced: Sequence[] = [];
+  readonly #finished: Sequence[] = [];
+  /** Ended sequences whose blocks a step planned ahead does not see as free yet. */
+  #releaseNext: Sequence[] = [];
+  #events: BlockEvent[] = [];
+  #step: StepStart | undefined;
+  /** Start of the step before, when it ended at this very moment; the time the next plan was made. */
+  #plannedAt: number | undefined;
+  #slowFactor = 1;
+  #steps = 0;
+  #promptTokens = 0;
+  #generatedTokens = 0;
+
+  /** Throws `invalid_request` for options that contradict each other. */
+  constructor(options: EngineOptions) {
+    this.#options = options;
+    this.#contextTokensMax = options.contextTokensMax;
+    const { blockSizeTokens, capacityBlocks } = options;
+    const poolTokens = (capacityBlocks - 1) * blockSizeTokens;
+    if (options.contextTokensMax > poolTokens) {
+      throw new MeshError(
+        "invalid_request",
+        `contextTokensMax ${String(options.contextTokensMax)} exceeds the ${String(poolTokens)} tokens of ` +
+          `${String(capacityBlocks - 1)} usable blocks of ${String(blockSizeTokens)}: lower it or raise capacityBlocks`,
+        { field: "contextTokensMax" },
+      );
+    }
+    if (options.hasher.blockSizeTokens !== blockSizeTokens) {
+      throw new MeshError("invalid_request", "hasher and engine differ in block size", {
+        field: "hasher",
+      });
+    }
+    const blockEvents = options.blockEvents ?? true;
+    this.#pool = new BlockPool(
+      capacityBlocks,
+      blockEvents
+        ? (low, high) => {
+            this.#events.push({ kind: "removed", low, high });
+          }
+        : undefined,
+    );
+    // The scheduler keeps the list it is given, so the list is emptied, never replaced.
+    this.#scheduler = new Scheduler(
+      {
+        blockSizeTokens,
+        stepTokensMax: options.stepTokensMax ?? 8192,
+        runningMax: options.runningMax ?? 1024,
+        prefixCaching: options.prefixCaching ?? true,
+        blockEvents,
+      },
+      this.#pool,
+      this.#events,
+    );
+  }
+
+  /**
+   * Queues a sequence. Throws `invalid_request` for an empty prompt, an id in use or a limit < 1, and
+   * `context_length_exceeded` for a prompt that leaves no room for one token.
+   */
+  submit(request: EngineRequest, now: MonoMs): EngineSequence {
+    const promptLength = request.promptTokens.length;
+    if (promptLength === 0) {
+      throw new MeshError("invalid_request", "the prompt has no tokens", { field: "prompt" });
+    }
+    if (promptLength >= this.#contextTokensMax) {
+      throw new MeshError(
+        "context_length_exceeded",
+        `the prompt has ${String(promptLength)} tokens, the context holds ${String(this.#contextTokensMax)}`,
+        { field: "prompt" },
+      );
+    }
+    if (request.outputTokensMax < 1) {
+      throw new MeshError("invalid_request", "outputTokensMax must be at least 1", {
+        field: "outputTokensMax",
+      });
+    }
+    if (this.#sequences.has(request.id)) {
+      throw new MeshError("already_exists", `request id ${request.id} is in use`, { field: "id" });
+    }
+    const { hasher, sampler, blockSizeTokens } = this.#options;
+    const given = request.promptHashes;
+    if (given !== undefined) {
+      const fits = given.length === 2 * Math.floor(promptLength / blockSizeTokens);
+      invariant(
+        hasher.resumable && fits,
+        "promptHashes: one pair per full block, resumable hasher",
+      );
+    }
+    const sequence = new Sequence({
+      request,
+      submittedAt: now,
+      outputTokensMax: Math.min(request.outputTokensMax, this.#contextTokensMax - promptLength),
+      chain: hasher.startChain(request.scope ?? {}),
+      sampler: sampler.start(request.promptTokens, promptLength, request.seed ?? 0),
+      blockSizeTokens,
+    });
+    this.#sequences.set(request.id, sequence);
+    this.#scheduler.waiting.push(sequence);
+    return sequence;
+  }
+
+  /**
+   * Ends a sequence early. In a step it ends with that step, otherwise at once; either way it is among
+   * `finished` of the next `StepEnd` only in the first case. False when the id is not live.
+   */
+  abort(id: string): boolean {
+    const sequence = this.#sequences.get(id);
+    if (sequence === undefined || sequence.abortRequested) return false;
+    if (sequence.stepTokens > 0) {
+      sequence.abortRequested = true;
+      return true;
+    }
+    const list = sequence.state === "running" ? this.#scheduler.running : this.#scheduler.waiting;
+    list.splice(list.indexOf(sequence), 1);
+    this.#end(sequence, "abort");
+    this.#scheduler.release(sequence);
+    return true;
+  }
+
+  /** Plans a step and begins it, or returns undefined when there is nothing to compute. */
+  startStep(now: MonoMs): StepStart | undefined {
+    invariant(this.#step === undefined, "startStep while a step is in progress");
+    const ahead = (this.#options.asyncScheduling ?? true) && this.#plannedAt !== undefined;
+    const visibleUntil = ahead ? (this.#plannedAt as number) : Infinity;
+    this.#scheduled.length = 0;
+    this.#load.clear();
+    let any = this.#scheduler.plan(now, visibleUntil, this.#scheduled, this.#load);
+    this.#flushReleases();
+    if (!any && ahead) {
+      // The plan made ahead was empty, so the engine plans again once the step's results are in.
+      any = this.#scheduler.plan(now, Infinity, this.#scheduled, this.#load);
+    }
+    this.#plannedAt = undefined;
+    if (!any) return undefined;
+    const scale = this.#slowFactor / (this.#options.speedup ?? 1);
+    const load = this.#load;
+    this.#step = {
+      startedAt: now,
+      endsAt: monoMs(now + stepMs(this.#options.model, load) * scale),
+      stepTokens: load.prefillTokens + load.decodeSequences,
+      prefillTokens: load.prefillTokens,
+      decodeSequences: load.decodeSequences,
+      events: this.#events.length === 0 ? noEvents : this.#events.slice(),
+    };
+    this.#events.length = 0;
+    this.#steps++;
+    return this.#step;
+  }
+
+  /** Ends the step in progress: draws tokens, ends sequences, frees what they held. */
+  finishStep(): StepEnd {
+    const step = this.#step;
+    invariant(step !== undefined, "finishStep without a step in progress");
+    this.#step = undefined;
+    this.#plannedAt = step.startedAt;
+    this.#advanced.length = 0;
+    this.#finished.length = 0;
+    for (const sequence of this.#scheduled) this.#finishSequence(sequence, step.endsAt);
+    if (this.#finished.length > 0) {
+      const { running } = this.#scheduler;
+      let kept = 0;
+      for (const sequence of running) {
+        if (sequence.state !== "finished") running[kept++] = sequence;
+      }
+      running.length = kept;
+      this.#releaseNext.push(...this.#finished);
+      if (!(this.#options.asyncScheduling ?? true)) this.#flushReleases();
+    }
+    return { endedAt: step.endsAt, advanced: this.#advanced, finished: this.#finished };
+  }
+
+  /**
+   * Ends and begins every step due by `now`. Returns when the step then in progress ends, or undefined
+   * when the engine is idle.
+   */
+  advance(now: MonoMs, listener: EngineListener): MonoMs | undefined {
+    let at = now;
+    for (;;) {
+      if (this.#step !== undefined) {
+        if (this.#step.endsAt > now) return this.#step.endsAt;
+        at = this.#step.endsAt;
+        listener.stepEnded?.(this.finishStep());
+      }
+      const start = this.startStep(at);
+      if (start === undefined) return undefined;
+      listener.stepStarted?.(start);
+    }
+  }
+
+  /** End of the step in progress, or undefined when none is. */
+  get stepEndsAt(): MonoMs | undefined {
+    return this.#step?.endsAt;
+  }
+
+  /** Multiplies the duration of steps that begin from now on; 1 is normal. A fault for tests. */
+  setSlowFactor(factor: number): void {
+    invariant(factor > 0, "slow factor must be positive");
+    this.#slowFactor = factor;
+  }
+
+  /**
+   * Forgets all cached prefixes; false while a sequence holds blocks. As in vLLM the `cleared` event
+   * comes with the next step, in front of its other events.
+   */
+  resetPrefixCache(): boolean {
+    if (this.#step === undefined) this.#flushReleases();
+    if (!this.#pool.reset()) return false;
+    if (this.#options.blockEvents ?? true) this.#events.push({ kind: "cleared" });
+    return true;
+  }
+
+  /** Distinct cached hashes as (low, high) pairs; O(blocks). */
+  cachedBlocks(): Uint32Array {
+    return this.#pool.hashes();
+  }
+
+  /** How many leading blocks of `hashes`, (low, high) pairs, are cached now. */
+  matchBlocks(hashes: Uint32Array): number {
+    let matched = 0;
+    while (
+      matched * 2 < hashes.length &&
+      this.#pool.find(hashes[matched * 2] as number, hashes[matched * 2 + 1] as number) >= 0
+    ) {
+      matched++;
+    }
+    return matched;
+  }
+
+  stats(): EngineStats {
+    const scheduler = this.#scheduler;
+    let backlog = 0;
+    for (const sequence of scheduler.waiting) backlog += sequence.length - sequence.computed;
+    for (const sequence of scheduler.running) {
+      backlog += Math.max(0, sequence.promptLength - sequence.computed);
+    }
+    return {
+      runningSequences: scheduler.running.length,
+      waitingSequences: scheduler.waiting.length,
+      referencedBlocks: this.#pool.referencedBlocks,
+      usableBlocks: this.#pool.usableBlocks,
+      cachedBlocks: this.#pool.cachedHashes,
+      steps: this.#steps,
+      preemptions: scheduler.preemptions,
+      prefixQueryTokens: scheduler.prefixQueryTokens,
+      prefixHitTokens: scheduler.prefixHitTokens,
+      promptTokens: this.#promptTokens,
+      generatedTokens: this.#generatedTokens,
+      prefillBacklogTokens: backlog,
+    };
+  }
+
+  #finishSequence(sequence: Sequence, endedAt: MonoMs): void {
+    sequence.computed += sequence.stepTokens;
+    sequence.stepTokens = 0;
+    if (sequence.abortRequested) {
+      this.#end(sequence, "abort");
+      this.#finished.push(sequence);
+      return;
+    }
+    if (sequence.computed < sequence.length) return;
+    const { sampler } = this.#options;
+    const { request } = sequence;
+    const pastMin = sequence.generatedTokens >= (request.outputTokensMin ?? 0);
+    const endAllowed = pastMin && request.ignoreEnd !== true;
+    const token = sampler.next(sequence.sampler, endAllowed);
+    sequence.appendToken(token);
+    if (sequence.firstTokenAt === undefined) {
+      sequence.firstTokenAt = endedAt;
+      this.#promptTokens += sequence.promptLength;
+    }
+    sequence.lastTokenAt = endedAt;
+    this.#generatedTokens++;
+    this.#advanced.push(sequence);
+    const stopped =
+      (endAllowed && token === sampler.endToken) ||
+      (pastMin && request.stopTokens?.includes(token) === true);
+    if (stopped || sequence.generatedTokens >= sequence.outputTokensMax) {
+      this.#end(sequence, stopped ? "stop" : "length");
+      this.#finished.push(sequence);
+    }
+  }
+
+  #end(sequence: Sequence, reason: FinishReason): void {
+    sequence.finishReason = reason;
+    sequence.state = "finished";
+    this.#sequences.delete(sequence.request.id);
+  }
+
+  #flushReleases(): void {
+    if (this.#releaseNext.length === 0) return;
+    for (const sequence of this.#releaseNext) this.#scheduler.release(sequence);
+    this.#releaseNext = [];
+  }
+}
+
+const noEvents: readonly BlockEvent[] = [];
