@@ -3,14 +3,7 @@
 
 /** Types that an attribute value may have. `int` is a whole number; `double` accepts whole numbers too. */
 export type AttributeType =
-  | "string"
-  | "int"
-  | "double"
-  | "boolean"
-  | "string[]"
-  | "int[]"
-  | "double[]"
-  | "boolean[]";
+  "string" | "int" | "double" | "boolean" | "string[]" | "int[]" | "double[]" | "boolean[]";
 
 /** One attribute: its wire name, type, unit (UCUM-like; empty when it has none) and meaning. */
 export interface AttributeSpec {
@@ -134,8 +127,7 @@ const attributeSpecs = {
     name: "kvmesh.decision.id",
     type: "string",
     unit: "",
-    meaning:
-      "Decision id, `<router instance>.<epoch>.<n>`; names the decision in explain.",
+    meaning: "Decision id, `<router instance>.<epoch>.<n>`; names the decision in explain.",
   },
   requestId: {
     name: "kvmesh.request.id",
@@ -168,15 +160,7 @@ const attributeSpecs = {
     type: "string",
     unit: "",
     meaning: "What was decided.",
-    values: [
-      "picked",
-      "no_endpoint",
-      "shed",
-      "refused",
-      "answered",
-      "passed",
-      "cancelled",
-    ],
+    values: ["picked", "no_endpoint", "shed", "refused", "answered", "passed", "cancelled"],
   },
   routeMode: {
     name: "kvmesh.route.mode",
@@ -201,15 +185,13 @@ const attributeSpecs = {
     name: "kvmesh.route.load_only_reason",
     type: "string",
     unit: "",
-    meaning:
-      "Why the prompt was placed by load alone; absent when its tokens were used.",
+    meaning: "Why the prompt was placed by load alone; absent when its tokens were used.",
   },
   routeDecideUs: {
     name: "kvmesh.route.decide_us",
     type: "double",
     unit: "us",
-    meaning:
-      "Time from parsed request to placement, waiting for the body excluded.",
+    meaning: "Time from parsed request to placement, waiting for the body excluded.",
   },
   tenantClass: {
     name: "kvmesh.tenant.class",
@@ -227,8 +209,7 @@ const attributeSpecs = {
     name: "kvmesh.parent.unsampled",
     type: "boolean",
     unit: "",
-    meaning:
-      "The caller's context was not sampled, so this trace holds only spans of ours.",
+    meaning: "The caller's context was not sampled, so this trace holds only spans of ours.",
   },
   traceSpansExpected: {
     name: "kvmesh.trace.spans_expected",
@@ -243,8 +224,7 @@ const attributeSpecs = {
     name: "kvmesh.predicted.ttft_ms",
     type: "double",
     unit: "ms",
-    meaning:
-      "Time to first token that the decision expected of the chosen worker.",
+    meaning: "Time to first token that the decision expected of the chosen worker.",
   },
   predictedCachedTokens: {
     name: "kvmesh.predicted.cached_tokens",
@@ -256,8 +236,7 @@ const attributeSpecs = {
     name: "kvmesh.observed.ttft_ms",
     type: "double",
     unit: "ms",
-    meaning:
-      "From the request's first byte at Envoy to the first byte of the answer's body.",
+    meaning: "From the request's first byte at Envoy to the first byte of the answer's body.",
   },
   observedCachedTokens: {
     name: "kvmesh.observed.cached_tokens",
@@ -294,8 +273,7 @@ const attributeSpecs = {
     name: "kvmesh.route.regret_ms",
     type: "double",
     unit: "ms",
-    meaning:
-      "Observed TTFT minus the best TTFT predicted for another candidate; negative is good.",
+    meaning: "Observed TTFT minus the best TTFT predicted for another candidate; negative is good.",
   },
 
   // kvmesh.route.body
@@ -304,13 +282,7 @@ const attributeSpecs = {
     type: "string",
     unit: "",
     meaning: "How Envoy sent the body.",
-    values: [
-      "none",
-      "buffered",
-      "buffered_partial",
-      "streamed",
-      "full_duplex_streamed",
-    ],
+    values: ["none", "buffered", "buffered_partial", "streamed", "full_duplex_streamed"],
   },
   bodyBytes: {
     name: "kvmesh.body.bytes",
@@ -328,15 +300,13 @@ const attributeSpecs = {
     name: "kvmesh.body.wait_ms",
     type: "double",
     unit: "ms",
-    meaning:
-      "Waiting for the client: from the headers' arrival to the last part of the body.",
+    meaning: "Waiting for the client: from the headers' arrival to the last part of the body.",
   },
   bodyPartial: {
     name: "kvmesh.body.partial",
     type: "boolean",
     unit: "",
-    meaning:
-      "Envoy sent only the beginning, because the body was larger than its buffer.",
+    meaning: "Envoy sent only the beginning, because the body was larger than its buffer.",
   },
 
   // kvmesh.route.tokenize
@@ -412,8 +382,7 @@ const attributeSpecs = {
     name: "kvmesh.index.gap",
     type: "boolean",
     unit: "",
-    meaning:
-      "A block stream behind the answer had a gap and was being resynchronised.",
+    meaning: "A block stream behind the answer had a gap and was being resynchronised.",
   },
   indexSalted: {
     name: "kvmesh.index.salted",
@@ -427,8 +396,7 @@ const attributeSpecs = {
     name: "kvmesh.candidate.id",
     type: "string[]",
     unit: "",
-    meaning:
-      "Workers, cheapest first, at most 8; the arrays below are parallel to it.",
+    meaning: "Workers, cheapest first, at most 8; the arrays below are parallel to it.",
   },
   candidateEndpoint: {
     name: "kvmesh.candidate.endpoint",
@@ -518,8 +486,7 @@ const attributeSpecs = {
     name: "kvmesh.route.margin_ms",
     type: "double",
     unit: "ms",
-    meaning:
-      "Cost of the second candidate minus the first's; 0 with one candidate.",
+    meaning: "Cost of the second candidate minus the first's; 0 with one candidate.",
   },
   routeTieBreak: {
     name: "kvmesh.route.tie_break",
@@ -569,8 +536,7 @@ const attributeSpecs = {
     name: "kvmesh.serve.response_flags",
     type: "string",
     unit: "",
-    meaning:
-      "Envoy's response flags, short names joined by commas; empty when it set none.",
+    meaning: "Envoy's response flags, short names joined by commas; empty when it set none.",
   },
   serveClosedBy: {
     name: "kvmesh.serve.closed_by",
@@ -589,8 +555,7 @@ const attributeSpecs = {
     name: "kvmesh.serve.upstream_start_ms",
     type: "double",
     unit: "ms",
-    meaning:
-      "From the request's first byte at Envoy to the first byte sent to the engine.",
+    meaning: "From the request's first byte at Envoy to the first byte sent to the engine.",
   },
   serveResponseHeadersMs: {
     name: "kvmesh.serve.response_headers_ms",
@@ -698,8 +663,7 @@ export const attributes = Object.fromEntries(
 ) as { readonly [K in AttributeKey]: AttributeSpecs[K]["name"] };
 
 /** The whole attribute list, by short name. */
-export const attributeCatalogue: Readonly<Record<AttributeKey, AttributeSpec>> =
-  attributeSpecs;
+export const attributeCatalogue: Readonly<Record<AttributeKey, AttributeSpec>> = attributeSpecs;
 
 /**
  * Resource attributes of every process of ours. `kvmesh.clock.offset_ms` is this host's wall clock minus the
@@ -728,8 +692,7 @@ export const spanNames = {
 export type SpanName = (typeof spanNames)[keyof typeof spanNames];
 
 /** OpenTelemetry span kinds, lower case. */
-export type SpanKindName =
-  "internal" | "server" | "client" | "producer" | "consumer";
+export type SpanKindName = "internal" | "server" | "client" | "producer" | "consumer";
 
 /** One span: who writes it, below what, and with which attributes. */
 export interface SpanSpec {
@@ -820,12 +783,7 @@ export const spanCatalogue: readonly SpanSpec[] = [
     parent: spanNames.route,
     meaning: "Chat template and tokens.",
     required: ["tokenizeTokens", "tokenizeBackend"],
-    optional: [
-      "tokenizeMessages",
-      "tokenizeCachedMessages",
-      "tokenizeBytes",
-      "errorType",
-    ],
+    optional: ["tokenizeMessages", "tokenizeCachedMessages", "tokenizeBytes", "errorType"],
   },
   {
     name: spanNames.routeLookup,
@@ -849,8 +807,7 @@ export const spanCatalogue: readonly SpanSpec[] = [
     kind: "internal",
     owner: "router",
     parent: spanNames.route,
-    meaning:
-      "Every candidate with every term, and why the others were left out.",
+    meaning: "Every candidate with every term, and why the others were left out.",
     required: ["routeCandidates", "routeFiltered"],
     optional: [
       "candidateId",
@@ -958,9 +915,7 @@ type ValueOf<T extends AttributeType> = T extends "string"
 
 /** Attributes for an emitter: only catalogue names, each with a value of its declared type. */
 export type CatalogueAttributes = {
-  readonly [K in AttributeKey as AttributeSpecs[K]["name"]]?: ValueOf<
-    AttributeSpecs[K]["type"]
-  >;
+  readonly [K in AttributeKey as AttributeSpecs[K]["name"]]?: ValueOf<AttributeSpecs[K]["type"]>;
 };
 
 /** What the check needs of a finished span. `kind` is compared only when given. */
@@ -991,9 +946,7 @@ export function checkAgainstCatalogue(spans: readonly CheckedSpan[]): string[] {
       continue;
     }
     if (span.kind !== undefined && span.kind !== spec.kind) {
-      problems.add(
-        `span "${span.name}" has kind ${span.kind}, expected ${spec.kind}`,
-      );
+      problems.add(`span "${span.name}" has kind ${span.kind}, expected ${spec.kind}`);
     }
     for (const problem of checkAttributes(span, spec)) problems.add(problem);
   }
@@ -1008,16 +961,13 @@ function checkAttributes(span: CheckedSpan, spec: SpanSpec): string[] {
   }
   for (const key of spec.required) {
     const { name } = attributeCatalogue[key];
-    if (span.attributes[name] === undefined)
-      problems.push(`span "${span.name}" lacks ${name}`);
+    if (span.attributes[name] === undefined) problems.push(`span "${span.name}" lacks ${name}`);
   }
   for (const [name, value] of Object.entries(span.attributes)) {
     const attribute = listed.get(name);
     if (attribute === undefined) {
       if (spec.owner === "router" || name.startsWith("kvmesh.")) {
-        problems.push(
-          `span "${span.name}" has ${name}, which the catalogue does not list for it`,
-        );
+        problems.push(`span "${span.name}" has ${name}, which the catalogue does not list for it`);
       }
       continue;
     }
@@ -1025,10 +975,7 @@ function checkAttributes(span: CheckedSpan, spec: SpanSpec): string[] {
       problems.push(
         `span "${span.name}": ${name} is not ${attribute.type} but ${describeType(value)}`,
       );
-    } else if (
-      attribute.values !== undefined &&
-      !attribute.values.includes(String(value))
-    ) {
+    } else if (attribute.values !== undefined && !attribute.values.includes(String(value))) {
       problems.push(
         `span "${span.name}": ${name} is "${String(value)}", expected one of ${attribute.values.join(", ")}`,
       );
@@ -1047,33 +994,21 @@ function hasType(value: unknown, type: AttributeType): boolean {
     case "double":
       return typeof value === "number";
     case "string[]":
-      return (
-        Array.isArray(value) && value.every((item) => hasType(item, "string"))
-      );
+      return Array.isArray(value) && value.every((item) => hasType(item, "string"));
     case "boolean[]":
-      return (
-        Array.isArray(value) && value.every((item) => hasType(item, "boolean"))
-      );
+      return Array.isArray(value) && value.every((item) => hasType(item, "boolean"));
     case "int[]":
-      return (
-        Array.isArray(value) && value.every((item) => hasType(item, "int"))
-      );
+      return Array.isArray(value) && value.every((item) => hasType(item, "int"));
     case "double[]":
-      return (
-        Array.isArray(value) && value.every((item) => hasType(item, "double"))
-      );
+      return Array.isArray(value) && value.every((item) => hasType(item, "double"));
   }
 }
 
 function describeType(value: unknown): string {
   if (Array.isArray(value)) {
-    return value.length === 0
-      ? "an empty array"
-      : `an array of ${describeType(value[0])}`;
+    return value.length === 0 ? "an empty array" : `an array of ${describeType(value[0])}`;
   }
-  return typeof value === "number" && !Number.isInteger(value)
-    ? "fractional number"
-    : typeof value;
+  return typeof value === "number" && !Number.isInteger(value) ? "fractional number" : typeof value;
 }
 
 /** The catalogue as two Markdown tables, spans and attributes; the console's README holds them. */
@@ -1088,23 +1023,14 @@ export function renderCatalogueTable(): string {
   const usedBy = new Map<AttributeKey, string[]>();
   for (const spec of spanCatalogue) {
     for (const key of [...spec.required, ...spec.optional]) {
-      const mark = spec.required.includes(key)
-        ? `\`${spec.name}\` (always)`
-        : `\`${spec.name}\``;
+      const mark = spec.required.includes(key) ? `\`${spec.name}\` (always)` : `\`${spec.name}\``;
       usedBy.set(key, [...(usedBy.get(key) ?? []), mark]);
     }
   }
   const attributeRows = [...usedBy].map(([key, users]) => {
     const spec = attributeCatalogue[key];
-    const values =
-      spec.values === undefined ? "" : ` One of ${spec.values.join(", ")}.`;
-    return [
-      `\`${spec.name}\``,
-      spec.type,
-      spec.unit,
-      `${spec.meaning}${values}`,
-      users.join(", "),
-    ];
+    const values = spec.values === undefined ? "" : ` One of ${spec.values.join(", ")}.`;
+    return [`\`${spec.name}\``, spec.type, spec.unit, `${spec.meaning}${values}`, users.join(", ")];
   });
   return [
     table(["Span", "Kind", "Written by", "Parent", "Meaning"], spanRows),
@@ -1112,13 +1038,8 @@ export function renderCatalogueTable(): string {
   ].join("\n\n");
 }
 
-function table(
-  head: readonly string[],
-  rows: readonly (readonly string[])[],
-): string {
+function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
   const line = (cells: readonly string[]): string =>
     `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`;
-  return [line(head), line(head.map(() => "---")), ...rows.map(line)].join(
-    "\n",
-  );
+  return [line(head), line(head.map(() => "---")), ...rows.map(line)].join("\n");
 }

@@ -117,8 +117,11 @@ function present(
   attributes: SpanAttributes,
 ): Record<string, string | number | boolean | string[] | number[]> {
   const out: Record<string, string | number | boolean | string[] | number[]> = {};
-  for (const [name, value] of Object.entries(attributes))
-    if (value !== undefined) out[name] = value;
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined) continue;
+    if (typeof value === "object") out[name] = value.slice() as string[] | number[];
+    else out[name] = value;
+  }
   return out;
 }
 
