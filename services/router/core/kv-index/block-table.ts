@@ -41,6 +41,7 @@ export class BlockTable {
   #moved = 0;
   /** Where the last failed `find` would put its key. */
   #vacantSlot = 0;
+  #lastRead = 0;
 
   constructor(blocksMax: number) {
     invariant(
@@ -78,6 +79,13 @@ export class BlockTable {
     return this.#recordsLimit * recordWords * 4 + this.#recordsLimit / 8 + index;
   }
 
+  /** Whether the record is in use and has this hash, signed (`| 0`). */
+  holds(record: number, lo: number, hi: number): boolean {
+    const at = record * recordWords;
+    const records = this.records;
+    return records[at] === lo && records[at + 1] === hi && records[at + 2] !== 0;
+  }
+
   /** Record number of the hash, 0 if there is none. `lo` and `hi` are signed (`| 0`). */
   find(lo: number, hi: number): number {
     const tag = mix(lo, hi);
@@ -87,11 +95,38 @@ export class BlockTable {
     for (;;) {
       const record = index[2 * slot + 1] as number;
       if (record === 0) break;
-      if (index[2 * slot] === tag && this.#holds(record, lo, hi)) return record;
+      if (index[2 * slot] === tag && this.holds(record, lo, hi)) return record;
       slot = (slot + 1) & mask;
     }
     this.#vacantSlot = slot;
     return this.#oldIndex === undefined ? 0 : this.#findInOld(this.#oldIndex, tag, lo, hi);
+  }
+
+  /**
+   * Writes to `out` the likely record of every `stride`-th hash from block `from` on, 0 where there
+   * is none or it has not been moved to the new index yet; the caller compares the keys. Same work
+   * as `find`, in passes without branches on what they read, so that up to `out.length` reads from
+   * memory are under way together.
+   */
+  guess(hashes: Uint32Array, from: number, stride: number, count: number, out: Int32Array): void {
+    const index = this.#index;
+    const mask = this.#mask;
+    let read = 0;
+    for (let k = 0, i = 2 * from; k < count; k++, i += 2 * stride) {
+      const tag = mix(hashes[i] as number, hashes[i + 1] as number);
+      out[k] = tag;
+      read ^= index[2 * (tag & mask)] as number;
+    }
+    for (let k = 0; k < count; k++) {
+      const tag = out[k] as number;
+      let slot = tag & mask;
+      while (index[2 * slot] !== tag && index[2 * slot + 1] !== 0) slot = (slot + 1) & mask;
+      out[k] = index[2 * slot + 1] as number;
+    }
+    for (let k = 0; k < count; k++)
+      read ^= this.records[(out[k] as number) * recordWords] as number;
+    // Using what was read keeps the reads.
+    this.#lastRead = read;
   }
 
   /**
@@ -123,12 +158,6 @@ export class BlockTable {
     if (this.#oldIndex !== undefined) this.#moveSome(moveRecordsPerStep);
   }
 
-  #holds(record: number, lo: number, hi: number): boolean {
-    const at = record * recordWords;
-    const records = this.records;
-    return records[at] === lo && records[at + 1] === hi && records[at + 2] !== 0;
-  }
-
   // The old index may name records that were freed or reused since; comparing the whole key with the
   // record, and the record being in use, tells them apart. A key that was removed and stored again is
   // in the new index, which is searched first.
@@ -138,7 +167,7 @@ export class BlockTable {
     for (;;) {
       const record = old[2 * slot + 1] as number;
       if (record === 0) return 0;
-      if (old[2 * slot] === tag && this.#holds(record, lo, hi)) return record;
+      if (old[2 * slot] === tag && this.holds(record, lo, hi)) return record;
       slot = (slot + 1) & mask;
     }
   }

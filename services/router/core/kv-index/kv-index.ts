@@ -1,6 +1,7 @@
 import { invariant } from "../../../shared/core/invariant.ts";
 import type { BlockIndex, BlockIndexLimits } from "./block-index.ts";
 import { BlockTable, recordWords } from "./block-table.ts";
+import { PromptFinder } from "./prompt-finder.ts";
 import { WorkerSets } from "./worker-sets.ts";
 
 /** Records looked at per stored or removed block while records of cleared workers remain. */
@@ -19,6 +20,7 @@ const sweepRecordsPerBlock = 8;
 export class KvIndex implements BlockIndex {
   readonly #workersMax: number;
   readonly #table: BlockTable;
+  readonly #finder: PromptFinder;
   readonly #sets: WorkerSets;
   readonly #blocks: Uint32Array;
   readonly #lostPairs: Uint32Array;
@@ -45,6 +47,7 @@ export class KvIndex implements BlockIndex {
   constructor(limits: BlockIndexLimits) {
     this.#sets = new WorkerSets(limits);
     this.#table = new BlockTable(limits.blocksMax);
+    this.#finder = new PromptFinder(this.#table);
     this.#workersMax = limits.workersMax;
     this.#blocks = new Uint32Array(limits.workersMax);
     this.#lostPairs = new Uint32Array(limits.workersMax);
@@ -245,27 +248,25 @@ export class KvIndex implements BlockIndex {
     const table = this.#table;
     const { records } = table;
     const containsActive = this.#containsActive;
-    let record = 0;
-    let lastSet = 0;
     this.#activeWordCount = 0;
+    this.#finder.start();
+    let set = 0;
+    let record = 0;
     for (let i = 0; i < count; i++) {
+      const run = runLength(records, record + 1, set, hashes, i, count);
+      i += run;
+      if (i === count) break;
+      record += run + 1;
       const lo = (hashes[2 * i] as number) | 0;
       const hi = (hashes[2 * i + 1] as number) | 0;
-      let at = (record + 1) * recordWords;
-      let set = records[at + 2] as number;
-      if (records[at] === lo && records[at + 1] === hi && set !== 0) {
-        record++;
-      } else {
-        record = table.find(lo, hi);
-        at = record * recordWords;
-        set = records[at + 2] as number;
-      }
-      if (set === 0) {
+      if (!table.holds(record, lo, hi)) record = this.#finder.find(hashes, i, count);
+      const next = records[record * recordWords + 2] as number;
+      if (next === 0) {
         this.#finish(depths, i);
         return i;
       }
-      if (set === lastSet) continue;
-      lastSet = set;
+      if (next === set) continue;
+      set = next;
       if (i === 0) this.#activate(set);
       else if (containsActive[set] === this.#activeVersion) continue;
       if (!this.#narrow(set, depths, i)) return i;
@@ -326,10 +327,7 @@ export class KvIndex implements BlockIndex {
 
   /** Record of the hash, tried first where the run it belongs to would go on; 0 if there is none. */
   #findNear(guess: number, lo: number, hi: number): number {
-    const { records } = this.#table;
-    const at = guess * recordWords;
-    if (records[at] === lo && records[at + 1] === hi && records[at + 2] !== 0) return guess;
-    return this.#table.find(lo, hi);
+    return this.#table.holds(guess, lo, hi) ? guess : this.#table.find(lo, hi);
   }
 
   /** Enters a block that the directly preceding `find` did not find; 0 at `blocksMax`. */
@@ -431,6 +429,27 @@ export class KvIndex implements BlockIndex {
   #refuseMatch(): void {
     invariant(false, "depths needs workersMax elements and hashes two words per block");
   }
+}
+
+/** How many blocks from `from` on lie in consecutive records under one set, starting at `record`. */
+function runLength(
+  records: Int32Array,
+  record: number,
+  set: number,
+  hashes: Uint32Array,
+  from: number,
+  end: number,
+): number {
+  if (set === 0) return 0;
+  let i = from;
+  for (let word = record * recordWords; i < end; i++, word += recordWords) {
+    const difference =
+      ((records[word] as number) ^ (hashes[2 * i] as number)) |
+      ((records[word + 1] as number) ^ (hashes[2 * i + 1] as number)) |
+      ((records[word + 2] as number) ^ set);
+    if (difference !== 0) break;
+  }
+  return i - from;
 }
 
 function setDepths(depths: Uint32Array, word: number, workers: number, depth: number): void {

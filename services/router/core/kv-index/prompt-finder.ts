@@ -1,0 +1,62 @@
+import { type BlockTable, recordWords } from "./block-table.ts";
+
+const guessesMax = 16;
+/** A guess for every 16th block while runs are long. */
+const strideLogInRuns = 4;
+/** A run shorter than this says that the blocks around are scattered. */
+const shortRunBlocks = 8;
+
+/**
+ * Finds the blocks of one prompt where a run of consecutive records breaks off.
+ *
+ * A lone search waits for two reads from memory, one after the other. So the finder searches ahead,
+ * 16 blocks at once: every 16th block while the prompt lies in runs (the start of a run is then
+ * counted back from a block inside it), every block where runs are short. A guess counts only if the
+ * record has the whole key; otherwise the table is searched.
+ */
+export class PromptFinder {
+  readonly #table: BlockTable;
+  readonly #guesses = new Int32Array(guessesMax);
+  #from = 0;
+  #strideLog = 0;
+  #end = 0;
+  #lastBreak = 0;
+
+  constructor(table: BlockTable) {
+    this.#table = table;
+  }
+
+  /** Begins another prompt. */
+  start(): void {
+    this.#end = 0;
+    this.#lastBreak = -shortRunBlocks;
+  }
+
+  /** Record of block `i` of a prompt of `count` blocks, 0 if there is none; `i` must ascend. */
+  find(hashes: Uint32Array, i: number, count: number): number {
+    const isScattered = i - this.#lastBreak < shortRunBlocks;
+    this.#lastBreak = i;
+    if (i >= this.#end || (isScattered && this.#strideLog !== 0)) {
+      this.#guessFrom(hashes, i, count, isScattered ? 0 : strideLogInRuns);
+    }
+    const lo = (hashes[2 * i] as number) | 0;
+    const hi = (hashes[2 * i + 1] as number) | 0;
+    const distance = i - this.#from;
+    const ahead = (distance + (1 << this.#strideLog) - 1) >> this.#strideLog;
+    const blocksBack = (ahead << this.#strideLog) - distance;
+    // Past the last guess there is none to count back from.
+    const record = ahead < guessesMax ? (this.#guesses[ahead] as number) - blocksBack : 0;
+    if (record > 0 && this.#table.holds(record, lo, hi)) return record;
+    return this.#table.find(lo, hi);
+  }
+
+  #guessFrom(hashes: Uint32Array, from: number, count: number, strideLog: number): void {
+    const stride = 1 << strideLog;
+    const guesses = Math.min(guessesMax, (count - from + stride - 1) >> strideLog);
+    this.#guesses.fill(0, guesses);
+    this.#table.guess(hashes, from, stride, guesses, this.#guesses);
+    this.#from = from;
+    this.#strideLog = strideLog;
+    this.#end = from + guesses * stride;
+  }
+}
