@@ -1,0 +1,89 @@
+/**
+ * Added tokens (such as `<|im_end|>`) as a trie over bytes: node n's children are entries
+ * `256 × n … 256 × n + 255` of `children` (0 = none), its token is `tokenAt[n]` (-1 = none).
+ */
+export interface TokenTrie {
+  readonly children: Uint16Array<ArrayBuffer>;
+  readonly tokenAt: Int32Array<ArrayBuffer>;
+  /** Length of the longest token, bytes. */
+  readonly tokenSizeMax: number;
+}
+
+/** Nodes a trie can have; node numbers are 16 bits. Thousands of reserved tokens share most of theirs. */
+export const trieNodesMax = 0xffff;
+
+/** Builds the trie, or returns undefined when it would have more than `trieNodesMax` nodes. */
+export function buildTokenTrie(
+  tokens: readonly { readonly bytes: Uint8Array; readonly id: number }[],
+): TokenTrie | undefined {
+  const edges = new Map<number, number>();
+  const ids = [-1];
+  for (const { bytes, id } of tokens) {
+    let node = 0;
+    for (const byte of bytes) {
+      const edge = 256 * node + byte;
+      let child = edges.get(edge);
+      if (child === undefined) {
+        child = ids.push(-1) - 1;
+        edges.set(edge, child);
+      }
+      node = child;
+    }
+    ids[node] = id;
+  }
+  if (ids.length > trieNodesMax) return undefined;
+  const children = new Uint16Array(256 * ids.length);
+  for (const [edge, child] of edges) children[edge] = child;
+  return {
+    children,
+    tokenAt: Int32Array.from(ids),
+    tokenSizeMax: Math.max(0, ...tokens.map((token) => token.bytes.length)),
+  };
+}
+
+/** Finds added tokens in text: the leftmost one, and of those that start there the longest. */
+export class TokenScanner {
+  readonly #trie: TokenTrie;
+  /** The byte all tokens start with, which `indexOf` finds fastest; -1 when there are several. */
+  readonly #firstByte: number;
+  /** Start of the token found last. */
+  start = 0;
+  /** End of the token found last (exclusive). */
+  end = 0;
+
+  constructor(trie: TokenTrie) {
+    this.#trie = trie;
+    const firsts: number[] = [];
+    for (let byte = 0; byte < 256; byte++) if (trie.children[byte] !== 0) firsts.push(byte);
+    this.#firstByte = firsts.length === 1 ? (firsts[0] as number) : -1;
+  }
+
+  /**
+   * The id of the first added token in `bytes[from … to)`, with `start` and `end` set, or -1. Linear
+   * in the text times the longest prefix of a token that repeats in it.
+   */
+  find(bytes: Uint8Array, from: number, to: number): number {
+    const { children, tokenAt, tokenSizeMax } = this.#trie;
+    if (tokenSizeMax === 0) return -1;
+    for (let at = from; at < to; at++) {
+      if (this.#firstByte >= 0) {
+        at = bytes.indexOf(this.#firstByte, at);
+        if (at < 0 || at >= to) return -1;
+      }
+      let found = -1;
+      let node = children[bytes[at] as number] as number;
+      for (let end = at + 1; node !== 0; end++) {
+        const id = tokenAt[node] as number;
+        if (id >= 0) {
+          found = id;
+          this.start = at;
+          this.end = end;
+        }
+        if (end >= to) break;
+        node = children[256 * node + (bytes[end] as number)] as number;
+      }
+      if (found >= 0) return found;
+    }
+    return -1;
+  }
+}
