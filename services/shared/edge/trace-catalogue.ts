@@ -3,7 +3,7 @@
 
 /** Types that an attribute value may have. `int` is a whole number; `double` accepts whole numbers too. */
 export type AttributeType =
-  "string" | "int" | "double" | "boolean" | "string[]" | "int[]" | "double[]" | "boolean[]";
+  "string" | "int" | "double" | "boolean" | "string[]" | "int[]" | "double[]";
 
 /** One attribute: its wire name, type, unit (UCUM-like; empty when it has none) and meaning. */
 export interface AttributeSpec {
@@ -466,9 +466,9 @@ const attributeSpecs = {
   },
   candidateSuspect: {
     name: "kvmesh.candidate.suspect",
-    type: "boolean[]",
+    type: "string[]",
     unit: "",
-    meaning: "Its block view was being resynchronised.",
+    meaning: "Those of the candidates whose block view was being resynchronised, by worker id.",
   },
   routeCandidates: {
     name: "kvmesh.route.candidates",
@@ -909,9 +909,7 @@ type ValueOf<T extends AttributeType> = T extends "string"
       ? boolean
       : T extends "string[]"
         ? readonly string[]
-        : T extends "int[]" | "double[]"
-          ? readonly number[]
-          : readonly boolean[];
+        : readonly number[];
 
 /** Attributes for an emitter: only catalogue names, each with a value of its declared type. */
 export type CatalogueAttributes = {
@@ -995,8 +993,6 @@ function hasType(value: unknown, type: AttributeType): boolean {
       return typeof value === "number";
     case "string[]":
       return Array.isArray(value) && value.every((item) => hasType(item, "string"));
-    case "boolean[]":
-      return Array.isArray(value) && value.every((item) => hasType(item, "boolean"));
     case "int[]":
       return Array.isArray(value) && value.every((item) => hasType(item, "int"));
     case "double[]":
