@@ -179,7 +179,9 @@ export interface EngineStats {
   readonly prefillBacklogTokens: number;
 }
 
-/** Receives what happens while time advances. Callbacks must not call back into the engine. */
+/**
+ * Receives what happens while time advances. `stepEnded` may abort and submit; no callback may advance.
+ */
 export interface EngineListener {
   stepStarted?(start: StepStart): void;
   stepEnded?(end: StepEnd): void;

@@ -46,6 +46,8 @@ export class EngineCore {
   /** Start of the step before, when it ended at this very moment; the time the next plan was made. */
   #plannedAt: number | undefined;
   #slowFactor = 1;
+  /** No step begins before this time. */
+  #stalledUntil = -Infinity;
   #steps = 0;
   #promptTokens = 0;
   #generatedTokens = 0;
@@ -171,11 +173,12 @@ export class EngineCore {
     }
     this.#plannedAt = undefined;
     if (!any) return undefined;
+    const startedAt = monoMs(Math.max(now, this.#stalledUntil));
     const scale = this.#slowFactor / (this.#options.speedup ?? 1);
     const load = this.#load;
     this.#step = {
-      startedAt: now,
-      endsAt: monoMs(now + stepMs(this.#options.model, load) * scale),
+      startedAt,
+      endsAt: monoMs(startedAt + stepMs(this.#options.model, load) * scale),
       stepTokens: load.prefillTokens + load.decodeSequences,
       prefillTokens: load.prefillTokens,
       decodeSequences: load.decodeSequences,
@@ -229,6 +232,15 @@ export class EngineCore {
   /** End of the step in progress, or undefined when none is. */
   get stepEndsAt(): MonoMs | undefined {
     return this.#step?.endsAt;
+  }
+
+  /** Stands still for `ms`: the step in progress ends that much later, or none begins before. */
+  stall(ms: number, now: MonoMs): void {
+    if (this.#step === undefined) {
+      this.#stalledUntil = Math.max(now, this.#stalledUntil) + ms;
+    } else {
+      this.#step = { ...this.#step, endsAt: monoMs(this.#step.endsAt + ms) };
+    }
   }
 
   /** Multiplies the duration of steps that begin from now on; 1 is normal. A fault for tests. */

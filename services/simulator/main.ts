@@ -1,0 +1,66 @@
+import { pathToFileURL } from "node:url";
+import { realClock } from "../shared/edge/clock.ts";
+import { loadConfig } from "../shared/edge/config.ts";
+import { announceReady, runMain } from "../shared/edge/lifecycle.ts";
+import { createLogger } from "../shared/edge/log.ts";
+import { startTracing } from "../shared/edge/tracing.ts";
+import { EngineConfig } from "./config.ts";
+import { startEngine } from "./edge/engine-process.ts";
+
+const usage = `usage: main.ts engine [--config FILE] [--set path=value]… [--print-config]
+       main.ts calibrate
+`;
+
+async function runEngine(argv: readonly string[]): Promise<void> {
+  const { config } = loadConfig({
+    service: "engine",
+    schema: EngineConfig,
+    argv,
+    env: process.env,
+    cwd: process.cwd(),
+  });
+  await runMain(async () => {
+    const log = createLogger({
+      service: "engine",
+      instance: config.instance,
+      level: config.logLevel,
+    });
+    const tracing = startTracing({
+      service: "engine",
+      instance: config.instance,
+      endpoint: config.otlpEndpoint,
+    });
+    const engine = await startEngine(config, {
+      clock: realClock,
+      log,
+      tracing,
+      exit: (code) => process.exit(code),
+    });
+    announceReady(log, "engine", engine.ports);
+    return {
+      log,
+      drainMsMax: Math.max(config.shutdownTimeoutMs, config.hangMsMax) + 5_000,
+      async stop() {
+        await engine.shutdown();
+        await tracing.stop();
+      },
+    };
+  });
+}
+
+/** Runs one command of the simulator: `engine` or `calibrate`. */
+export async function main(argv: readonly string[]): Promise<void> {
+  const [command, ...rest] = argv;
+  switch (command) {
+    case "engine":
+      await runEngine(rest);
+      return;
+    default:
+      process.stderr.write(usage);
+      process.exit(2);
+  }
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? "").href) {
+  await main(process.argv.slice(2));
+}
