@@ -3,7 +3,8 @@ import { PairMerger } from "./pair-merger.ts";
 import type { TokenizerTables } from "./tables.ts";
 import { TokenScanner } from "./token-trie.ts";
 import type { EncodeOptions, Tokenizer } from "./tokenizer.ts";
-import { CharClass, classMask, normaliseNfc15 } from "./unicode-classes.ts";
+import { normaliseLikeReference } from "./reference-unicode.ts";
+import { CharClass, classMask } from "./unicode-classes.ts";
 import { decodeAt, scanUtf8, sizeFromLead } from "./utf8-scan.ts";
 import { WordTable } from "./word-table.ts";
 
@@ -147,7 +148,7 @@ export class FusedBpe implements Tokenizer {
       return this.#encodeRun(this.#text, from, to, n);
     }
     const original = this.#decoder.decode(this.#text.bytes.subarray(from, to));
-    const normalised = normaliseNfc15(original);
+    const normalised = normaliseLikeReference(original);
     if (normalised === original) return this.#encodeRun(this.#text, from, to, n);
     const text = createText(3 * normalised.length);
     const { written } = this.#encoder.encodeInto(normalised, text.bytes);

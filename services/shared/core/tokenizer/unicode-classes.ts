@@ -1,3 +1,5 @@
+import { inertRanges, unassignedRanges } from "./reference-unicode.ts";
+
 /** Class of a code point for word splitting; the low three bits of an entry of the class table. */
 export const CharClass = {
   /** Punctuation, symbols, marks, controls, unassigned. */
@@ -36,7 +38,8 @@ const spaces = [
   0x2006, 0x2007, 0x2008, 0x2009, 0x200a, 0x2028, 0x2029, 0x202f, 0x205f, 0x3000,
 ];
 
-/** The class and NFC flag of each code point of planes 0 to 3, from the runtime's Unicode data; ≈ 50 ms. */
+/** The class and NFC flag of each code point of planes 0 to 3, from the runtime's Unicode data, as
+ * old as the reference's; ≈ 50 ms. */
 export function buildClassTable(): Uint8Array<ArrayBuffer> {
   const table = new Uint8Array(classTableSize);
   for (let plane = 0; plane < classTableSize; plane += 0x10000) {
@@ -49,10 +52,14 @@ export function buildClassTable(): Uint8Array<ArrayBuffer> {
     mark(table, text, /\p{L}+/gu, { plane, unitsPerCode, value: CharClass.letter });
     mark(table, text, /\p{N}+/gu, { plane, unitsPerCode, value: CharClass.number });
   }
+  for (const [from, to] of unassignedRanges) table.fill(CharClass.other, from, to + 1);
   for (const code of spaces) table[code] = CharClass.space;
   table[0x0a] = CharClass.newline;
   table[0x0d] = CharClass.newline;
   markNfcSensitive(table);
+  for (const [from, to] of inertRanges) {
+    for (let code = from; code <= to; code++) table[code] = (table[code] as number) & classMask;
+  }
   return table;
 }
 
@@ -100,15 +107,4 @@ function hasCombiningClass(char: string, decomposed: string): boolean {
     (char + "\u0334").normalize("NFD") !== decomposed + "\u0334" ||
     ("\u0345" + char).normalize("NFD") !== "\u0345" + decomposed
   );
-}
-
-/**
- * Everything outside the blocks whose compositions are new in Unicode 16 (Tulu-Tigalari, Gurung Khema,
- * Kirat Rai). The `tokenizers` library has the tables of Unicode 15, where those are plain code points.
- */
-const composedBefore16 = /[^\u{11380}-\u{113ff}\u{16100}-\u{1613f}\u{16d40}-\u{16d7f}]+/gu;
-
-/** NFC as the reference implementation computes it. */
-export function normaliseNfc15(text: string): string {
-  return text.replace(composedBefore16, (part) => part.normalize("NFC"));
 }
