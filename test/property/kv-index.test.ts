@@ -161,6 +161,55 @@ describe("KvIndex against the naive model", () => {
     );
   });
 
+  test("follows long prompts however their blocks are laid out in memory", () => {
+    fc.assert(
+      fc.property(fc.nat(), fc.constantFrom(1, 3, 40, 700), (seed, runBlocksMax) => {
+        const random = new SeededRandom(seed);
+        const index = new KvIndex({ workersMax: 6, blocksMax: 20_000, setsMax: 100 });
+        const model = new NaiveKvIndex({ workersMax: 6 });
+        const prompts = Array.from({ length: 4 }, () => {
+          const hashes = new Uint32Array(2 * (1 + random.int(2_000)));
+          for (let i = 0; i < hashes.length; i++) hashes[i] = random.int(2 ** 32);
+          return hashes;
+        });
+        const depths = new Uint32Array(6);
+        const depthsOfModel = new Uint32Array(6);
+        const check = (): void => {
+          for (const hashes of prompts) {
+            const count = random.int(hashes.length / 2 + 1);
+            const deepest = model.matchPrefix(hashes, count, depthsOfModel);
+            expect(index.matchPrefix(hashes, count, depths)).toBe(deepest);
+            expect(depths).toEqual(depthsOfModel);
+          }
+        };
+        // Prompts are stored in turn, so that their runs interleave.
+        const done = [0, 0, 0, 0];
+        while (prompts.some((hashes, p) => (done[p] as number) < hashes.length / 2)) {
+          const p = random.int(4);
+          const hashes = prompts[p] as Uint32Array;
+          const from = done[p] as number;
+          const count = Math.min(1 + random.int(runBlocksMax), hashes.length / 2 - from);
+          for (let slot = 0; slot < 6; slot++) {
+            if (slot > p && random.next() < 0.002) continue;
+            index.store(slot, hashes, from, count);
+            model.store(slot, hashes, from, count);
+          }
+          done[p] = from + count;
+        }
+        check();
+        for (let gap = 0; gap < 12; gap++) {
+          const hashes = prompts[random.int(4)] as Uint32Array;
+          const at = random.int(hashes.length / 2);
+          const slot = random.int(6);
+          index.remove(slot, hashes, at, 1);
+          model.remove(slot, hashes, at, 1);
+          check();
+        }
+      }),
+      { numRuns: 20 },
+    );
+  });
+
   test("at its limits never credits a worker with a block that it does not hold", () => {
     fc.assert(
       fc.property(

@@ -41,7 +41,8 @@ export class BlockTable {
   #moved = 0;
   /** Where the last failed `find` would put its key. */
   #vacantSlot = 0;
-  #lastRead = 0;
+  /** Takes what `guess` reads ahead; otherwise the compiler could drop the reads. */
+  readonly #sink = new Int32Array(1);
 
   constructor(blocksMax: number) {
     invariant(
@@ -69,6 +70,7 @@ export class BlockTable {
     return this.#recordsLimit;
   }
 
+  /** Whether `blocksMax` records are in use. */
   get isFull(): boolean {
     return this.#count >= this.#blocksMax;
   }
@@ -125,8 +127,7 @@ export class BlockTable {
     }
     for (let k = 0; k < count; k++)
       read ^= this.records[(out[k] as number) * recordWords] as number;
-    // Using what was read keeps the reads.
-    this.#lastRead = read;
+    this.#sink[0] = read;
   }
 
   /**

@@ -23,7 +23,7 @@ export class NaiveKvIndex implements BlockIndex {
   }
 
   store(slot: number, hashes: Uint32Array, offset = 0, count = hashes.length / 2 - offset): number {
-    const before = this.blocksOf(slot);
+    let added = 0;
     for (let i = offset; i < offset + count; i++) {
       const key = keyAt(hashes, i);
       let slots = this.#holders.get(key);
@@ -31,9 +31,10 @@ export class NaiveKvIndex implements BlockIndex {
         slots = new Set();
         this.#holders.set(key, slots);
       }
+      if (!slots.has(slot)) added++;
       slots.add(slot);
     }
-    return this.blocksOf(slot) - before;
+    return added;
   }
 
   remove(

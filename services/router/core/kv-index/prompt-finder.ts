@@ -1,4 +1,4 @@
-import { type BlockTable, recordWords } from "./block-table.ts";
+import type { BlockTable } from "./block-table.ts";
 
 const guessesMax = 16;
 /** A guess for every 16th block while runs are long. */

@@ -78,6 +78,7 @@ export class WorkerSets {
     return this.#idEnd * perId + this.#interned.byteLength + this.#memo.byteLength;
   }
 
+  /** Whether the worker is a member. */
   has(set: number, slot: number): boolean {
     const word = this.rows[set * this.rowWords + (slot >>> 5)] as number;
     return ((word >>> (slot & 31)) & 1) === 1;
