@@ -39,6 +39,7 @@ export interface TraceSummary {
 
 /** What a batch changes in one trace's row. */
 interface TraceChange {
+  readonly traceKey: number;
   /** Spans held before. */
   readonly held: number;
   startNs: bigint;
@@ -63,8 +64,9 @@ const factKeys = [
 ] as const;
 type FactKey = (typeof factKeys)[number];
 
-function emptyChange(span: QueuedSpan, held: number): TraceChange {
+function emptyChange(span: QueuedSpan, traceKey: number, held: number): TraceChange {
   return {
+    traceKey,
     held,
     startNs: span.startUnixNs,
     endNs: span.endUnixNs,
@@ -104,6 +106,7 @@ export class TraceStore {
   #traces: number;
   #bytes: number;
   #seq: number;
+  #lastKey: number;
 
   constructor(database: DatabaseSync, limits: StoreLimits) {
     this.#database = database;
@@ -111,12 +114,14 @@ export class TraceStore {
     this.#statements = prepareAll(database);
     const totals = database
       .prepare(
-        "SELECT count(*) AS n, coalesce(sum(bytes), 0) AS b, coalesce(max(updated_seq), 0) AS s FROM traces",
+        `SELECT count(*) AS n, coalesce(sum(bytes), 0) AS b, coalesce(max(updated_seq), 0) AS s,
+          coalesce(max(trace_key), 0) AS k FROM traces`,
       )
       .get();
     this.#traces = Number(totals?.["n"]);
     this.#bytes = Number(totals?.["b"]);
     this.#seq = Number(totals?.["s"]);
+    this.#lastKey = Number(totals?.["k"]);
   }
 
   /** Traces held. */
@@ -131,7 +136,7 @@ export class TraceStore {
 
   /** Writes a batch in one transaction; on an error nothing of it is kept and the totals stay as they were. */
   write(batch: readonly QueuedSpan[], unixMs: number): WriteResult {
-    const before = { traces: this.#traces, bytes: this.#bytes, seq: this.#seq };
+    const before = { traces: this.#traces, bytes: this.#bytes };
     this.#database.exec("BEGIN");
     try {
       const written = this.#writeSpans(batch, unixMs);
@@ -141,7 +146,6 @@ export class TraceStore {
     } catch (error) {
       this.#traces = before.traces;
       this.#bytes = before.bytes;
-      this.#seq = before.seq;
       // After a full disk or a damaged page SQLite may have rolled back by itself.
       if (this.#database.isTransaction) this.#database.exec("ROLLBACK");
       throw error;
@@ -152,7 +156,7 @@ export class TraceStore {
     batch: readonly QueuedSpan[],
     unixMs: number,
   ): Pick<WriteResult, "stored" | "duplicates" | "overfull"> {
-    const { insertSpan, insertId, spanCount, upsert } = this.#statements;
+    const { insertSpan, insertId, traceOf, upsert } = this.#statements;
     const changes = new Map<string, TraceChange>();
     let stored = 0;
     let duplicates = 0;
@@ -160,9 +164,12 @@ export class TraceStore {
     for (const span of batch) {
       let change = changes.get(span.traceId);
       if (change === undefined) {
-        const held = Number(spanCount.get(span.traceId)?.["spans"] ?? -1);
-        if (held < 0) this.#traces += 1;
-        change = emptyChange(span, Math.max(0, held));
+        const row = traceOf.get(span.traceId);
+        if (row === undefined) {
+          this.#traces += 1;
+          this.#lastKey += 1;
+          change = emptyChange(span, this.#lastKey, 0);
+        } else change = emptyChange(span, Number(row["trace_key"]), Number(row["spans"]));
         changes.set(span.traceId, change);
       }
       if (change.held + change.spans >= this.#limits.spansPerTraceMax) {
@@ -170,7 +177,7 @@ export class TraceStore {
         overfull += 1;
         continue;
       }
-      const row = insertSpan.run(span.traceId, span.spanId, span.startUnixNs, span.json);
+      const row = insertSpan.run(change.traceKey, span.spanId, span.startUnixNs, span.json);
       if (Number(row.changes) === 0) {
         duplicates += 1;
         continue;
@@ -180,15 +187,16 @@ export class TraceStore {
       change.bytes += span.json.length;
       addFacts(change, span);
       if (span.facts.decisionId !== undefined) {
-        insertId.run("decision", span.facts.decisionId, span.traceId);
+        insertId.run("decision", span.facts.decisionId, change.traceKey);
       }
-      for (const id of span.facts.requestIds) insertId.run("request", id, span.traceId);
+      for (const id of span.facts.requestIds) insertId.run("request", id, change.traceKey);
     }
     for (const [traceId, change] of changes) {
-      const { startNs, endNs, routeStartNs, spans, dropped, bytes, failed, facts } = change;
+      const { traceKey, startNs, endNs, routeStartNs, spans, dropped, bytes, failed, facts } =
+        change;
       this.#seq += 1;
       this.#bytes += bytes;
-      const row = { startNs, endNs, routeStartNs, spans, dropped, bytes, failed };
+      const row = { traceKey, startNs, endNs, routeStartNs, spans, dropped, bytes, failed };
       upsert.run({ ...row, ...facts, traceId, seq: this.#seq, unixMs });
     }
     return { stored, duplicates, overfull };
@@ -201,12 +209,12 @@ export class TraceStore {
     while (this.#traces > this.#limits.tracesMax || this.#bytes > this.#limits.bytesMax) {
       const row = oldest.get();
       if (row === undefined) break;
-      const traceId = row["trace_id"] as string;
+      const traceKey = Number(row["trace_key"]);
       if (this.#traces > this.#limits.tracesMax) evictedByTraces += 1;
       else evictedByBytes += 1;
       this.#traces -= 1;
       this.#bytes -= Number(row["bytes"]);
-      for (const statement of [deleteSpans, deleteIds, deleteTrace]) statement.run(traceId);
+      for (const statement of [deleteSpans, deleteIds, deleteTrace]) statement.run(traceKey);
     }
     return { evictedByTraces, evictedByBytes };
   }
@@ -243,7 +251,9 @@ export class TraceStore {
   traceJson(traceId: string): string | undefined {
     const trace = this.#statements.trace.get(traceId);
     if (trace === undefined) return undefined;
-    const spans = this.#statements.spansOf.all(traceId).map((row) => row["json"] as string);
+    const spans = this.#statements.spansOf
+      .all(Number(trace["trace_key"]))
+      .map((row) => row["json"] as string);
     const head = JSON.stringify({
       traceId,
       updatedUnixMs: Number(trace["updated_unix_ms"]),
@@ -261,20 +271,20 @@ export class TraceStore {
 const statementTexts = {
   insertSpan: "INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?)",
   insertId: "INSERT OR IGNORE INTO ids VALUES (?, ?, ?)",
-  spanCount: "SELECT spans FROM traces WHERE trace_id = ?",
+  traceOf: "SELECT trace_key, spans FROM traces WHERE trace_id = ?",
   upsert: upsertTrace,
-  oldest: "SELECT trace_id, bytes FROM traces ORDER BY updated_seq LIMIT 1",
-  deleteSpans: "DELETE FROM spans WHERE trace_id = ?",
-  deleteIds: "DELETE FROM ids WHERE trace_id = ?",
-  deleteTrace: "DELETE FROM traces WHERE trace_id = ?",
+  oldest: "SELECT trace_key, bytes FROM traces ORDER BY updated_seq LIMIT 1",
+  deleteSpans: "DELETE FROM spans WHERE trace_key = ?",
+  deleteIds: "DELETE FROM ids WHERE trace_key = ?",
+  deleteTrace: "DELETE FROM traces WHERE trace_key = ?",
   list: `SELECT ${summaryColumns} FROM traces ORDER BY start_ns DESC LIMIT ?`,
   listSlow: `SELECT ${summaryColumns} FROM traces
     WHERE coalesce(ttft_ms, duration_ms, (end_ns - start_ns) / 1e6) >= ? ORDER BY start_ns DESC LIMIT ?`,
   lastRouted: `SELECT trace_id FROM traces WHERE route_start_ns IS NOT NULL ORDER BY route_start_ns DESC LIMIT 1`,
-  findById: `SELECT trace_id FROM ids JOIN traces USING (trace_id) WHERE kind = ? AND id = ?
+  findById: `SELECT trace_id FROM ids JOIN traces USING (trace_key) WHERE kind = ? AND id = ?
     ORDER BY start_ns DESC LIMIT 16`,
-  trace: "SELECT updated_unix_ms, dropped_spans FROM traces WHERE trace_id = ?",
-  spansOf: "SELECT json FROM spans WHERE trace_id = ? ORDER BY start_ns, span_id",
+  trace: "SELECT trace_key, updated_unix_ms, dropped_spans FROM traces WHERE trace_id = ?",
+  spansOf: "SELECT json FROM spans WHERE trace_key = ? ORDER BY start_ns, span_id",
 } as const;
 type StatementName = keyof typeof statementTexts;
 

@@ -1,0 +1,100 @@
+import { viewed, viewedSpans } from "./trace-names.ts";
+import { numberAt, spanForest, textAt, type ViewSpan, type ViewTrace } from "./trace-tree.ts";
+
+/** The spans of a request by what they stand for; absent ones did not arrive. */
+export interface TraceRoles {
+  readonly ingress: ViewSpan | undefined;
+  readonly extProc: ViewSpan | undefined;
+  readonly route: ViewSpan | undefined;
+  readonly body: ViewSpan | undefined;
+  readonly tokenize: ViewSpan | undefined;
+  readonly lookup: ViewSpan | undefined;
+  readonly score: ViewSpan | undefined;
+  readonly serve: ViewSpan | undefined;
+  /** Envoy's tries upstream, in order. */
+  readonly tries: readonly ViewSpan[];
+  /** The engine's span of the last try; the only one unless tries failed inside engines. */
+  readonly engine: ViewSpan | undefined;
+}
+
+/** Finds the spans of a request. Of several with one name the last stands, which is the one that counted. */
+export function findRoles(trace: ViewTrace): TraceRoles {
+  const last = (name: string): ViewSpan | undefined =>
+    trace.spans.findLast((span) => span.name === name);
+  return {
+    ingress: trace.spans.find((span) => span.name === viewedSpans.ingress),
+    extProc: trace.spans.findLast((span) => /^async .*ext_proc.* egress$/u.test(span.name)),
+    route: last(viewedSpans.route),
+    body: last(viewedSpans.body),
+    tokenize: last(viewedSpans.tokenize),
+    lookup: last(viewedSpans.lookup),
+    score: last(viewedSpans.score),
+    serve: last(viewedSpans.serve),
+    tries: trace.spans.filter((span) => /^router .+ egress$/u.test(span.name)),
+    engine: last(viewedSpans.engine),
+  };
+}
+
+/** Whether everything that should be in a trace is there. */
+export interface Completeness {
+  /** What is missing, as phrases; empty when the trace is complete. */
+  readonly missing: readonly string[];
+}
+
+function expectRouter(roles: TraceRoles, missing: string[]): void {
+  const { route } = roles;
+  if (route === undefined) {
+    missing.push("kvmesh.route (the router did not decide, or does not trace)");
+    return;
+  }
+  const picked = textAt(route, viewed.outcome) === "picked";
+  if (roles.body === undefined && picked) missing.push(viewedSpans.body);
+  if (picked && textAt(route, viewed.loadOnlyReason) === undefined) {
+    if (roles.tokenize === undefined) missing.push(viewedSpans.tokenize);
+    if (roles.lookup === undefined) missing.push(viewedSpans.lookup);
+  }
+  if (picked && roles.score === undefined) missing.push(viewedSpans.score);
+  if (picked && roles.serve === undefined) {
+    missing.push("kvmesh.serve (arrives when the request has ended)");
+  }
+}
+
+function expectEnvoyAndEngine(roles: TraceRoles, missing: string[]): void {
+  if (roles.route?.attributes[viewed.parentUnsampled] === true) return;
+  if (roles.ingress === undefined) missing.push("ingress (Envoy sends spans some seconds late)");
+  if (roles.extProc === undefined && roles.route !== undefined)
+    missing.push("Envoy's ext_proc span");
+  const picked = textAt(roles.route, viewed.outcome) === "picked";
+  const attempts = numberAt(roles.serve, viewed.attempts) ?? (picked ? 1 : 0);
+  if (roles.tries.length < attempts) {
+    missing.push(`${String(attempts - roles.tries.length)} of ${String(attempts)} upstream tries`);
+  }
+  if (picked && roles.engine === undefined) {
+    missing.push("llm_request (the engine failed or does not trace)");
+  }
+}
+
+/**
+ * Compares a trace with what its own outcome says must be there: Envoy's spans, the router's by outcome, one upstream
+ * span per try, the engine's; with the router's own count when it gave one; and every parent.
+ */
+export function checkComplete(trace: ViewTrace, roles: TraceRoles): Completeness {
+  const missing: string[] = [];
+  expectRouter(roles, missing);
+  expectEnvoyAndEngine(roles, missing);
+  const expected = numberAt(roles.route, viewed.spansExpected);
+  const ours = trace.spans.filter((span) => span.name.startsWith("kvmesh.")).length;
+  if (expected !== undefined && ours < expected && missing.length === 0) {
+    missing.push(`${String(expected - ours)} of ${String(expected)} router spans`);
+  }
+  const orphans = spanForest(trace.spans).filter(
+    ({ orphan, span }) => orphan && span !== roles.ingress,
+  );
+  for (const { span } of orphans) {
+    if (missing.length === 0) missing.push(`the parent ${span.parentSpanId} of ${span.name}`);
+  }
+  if (trace.droppedSpans > 0) {
+    missing.push(`${String(trace.droppedSpans)} spans that the store left out`);
+  }
+  return { missing };
+}

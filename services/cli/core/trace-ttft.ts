@@ -1,0 +1,134 @@
+import { viewed } from "./trace-names.ts";
+import type { TraceRoles } from "./trace-roles.ts";
+import { numberAt, type ViewSpan } from "./trace-tree.ts";
+
+/** One stretch of the way to the first token. */
+export interface TtftPart {
+  readonly name: string;
+  readonly ms: number;
+  /** Part of the router's own time. */
+  readonly ofRouter: boolean;
+}
+
+/** Where the time to the first token went. */
+export interface TtftParts {
+  /** In order of time; only what spans measured. */
+  readonly parts: readonly TtftPart[];
+  /** Sum of the parts, ms. */
+  readonly sumMs: number;
+  /** Of the parts that are the router's, ms. */
+  readonly routerMs: number;
+  /** As Envoy's access log had it; `undefined` until the request has ended. */
+  readonly observedMs: number | undefined;
+  /** Observed minus sum; `undefined` when nothing was observed. */
+  readonly unexplainedMs: number | undefined;
+  /** Where the remainder must be, in words. */
+  readonly unexplained: string;
+}
+
+const lengthOf = (span: ViewSpan): number => span.endMs - span.startMs;
+
+/**
+ * Splits the time to the first token into stretches that do not overlap, from Envoy's first byte on: until the router,
+ * its steps, from its answer to the engine (failed tries apart), the engine's queue, prefill and rest, and from the
+ * engine's first token to Envoy's first byte. A stretch that no span measured is not guessed: it stays in the
+ * remainder, which names it. A negative stretch means that clocks disagree; it counts as 0 and shows in the remainder.
+ */
+export function ttftParts(roles: TraceRoles): TtftParts {
+  const parts: TtftPart[] = [];
+  const gaps: string[] = [];
+  const negative: string[] = [];
+  const add = (name: string, ms: number | undefined, gap: string, ofRouter = false): void => {
+    if (ms === undefined) {
+      if (gap !== "") gaps.push(gap);
+      return;
+    }
+    // Clock readings are good to some microseconds.
+    if (ms < -0.05) negative.push(name);
+    parts.push({ name, ms: Math.max(0, ms), ofRouter });
+  };
+
+  const { ingress, route, engine } = roles;
+  add(
+    "client → router",
+    ingress && route && route.startMs - ingress.startMs,
+    "before the router (no ingress span)",
+  );
+  addRouterParts(roles, add);
+  addHopParts(roles, add);
+  const engineTtftMs = seconds(engine, viewed.engineTtftSeconds);
+  const queueMs = seconds(engine, viewed.engineQueueSeconds);
+  const prefillMs = seconds(engine, viewed.enginePrefillSeconds);
+  add("engine queue", queueMs, engine ? "engine queue" : "");
+  add("engine prefill", prefillMs, engine ? "engine prefill" : "");
+  const known = (queueMs ?? 0) + (prefillMs ?? 0);
+  add("engine, the rest", engineTtftMs === undefined ? undefined : engineTtftMs - known, "");
+  if (engine === undefined) gaps.push("from the router's answer on (no llm_request span)");
+
+  const observedMs = numberAt(roles.serve, viewed.observedTtftMs);
+  const firstByteAt =
+    ingress !== undefined && observedMs !== undefined ? ingress.startMs + observedMs : undefined;
+  const firstTokenAt =
+    engine !== undefined && engineTtftMs !== undefined ? engine.startMs + engineTtftMs : undefined;
+  add(
+    "first token → first byte at Envoy",
+    firstByteAt !== undefined && firstTokenAt !== undefined
+      ? firstByteAt - firstTokenAt
+      : undefined,
+    observedMs !== undefined && engine !== undefined
+      ? "from the engine's first token to the client"
+      : "",
+  );
+
+  const sumMs = parts.reduce((sum, part) => sum + part.ms, 0);
+  const routerMs = parts.reduce((sum, part) => sum + (part.ofRouter ? part.ms : 0), 0);
+  const unexplainedMs = observedMs === undefined ? undefined : observedMs - sumMs;
+  if (negative.length > 0) gaps.push(`clocks disagree at ${negative.join(", ")}`);
+  return {
+    parts,
+    sumMs,
+    routerMs,
+    observedMs,
+    unexplainedMs,
+    unexplained: gaps.length === 0 ? "rounding" : gaps.join("; "),
+  };
+}
+
+type Add = (name: string, ms: number | undefined, gap: string, ofRouter?: boolean) => void;
+
+function addRouterParts(roles: TraceRoles, add: Add): void {
+  const { route } = roles;
+  if (route === undefined) {
+    add("", undefined, "in the router (no kvmesh.route span)");
+    return;
+  }
+  const steps: readonly (readonly [string, ViewSpan | undefined])[] = [
+    ["body wait", roles.body],
+    ["tokenize", roles.tokenize],
+    ["lookup", roles.lookup],
+    ["score", roles.score],
+  ];
+  let inSteps = 0;
+  for (const [name, span] of steps) {
+    if (span === undefined) continue;
+    add(name, lengthOf(span), "", true);
+    inSteps += Math.max(0, lengthOf(span));
+  }
+  add("router, the rest", lengthOf(route) - inSteps, "", true);
+}
+
+/** From the router's answer to the engine: the hop itself, and the tries before the last one. */
+function addHopParts(roles: TraceRoles, add: Add): void {
+  const { route, engine, tries } = roles;
+  if (engine === undefined || route === undefined) return;
+  const first = tries[0];
+  const last = tries.at(-1);
+  const failedTries = first && last && first !== last ? last.startMs - first.startMs : 0;
+  if (failedTries > 0) add(`${String(tries.length - 1)} failed tries`, failedTries, "");
+  add("Envoy → engine", engine.startMs - route.endMs - failedTries, "");
+}
+
+function seconds(span: ViewSpan | undefined, name: string): number | undefined {
+  const value = numberAt(span, name);
+  return value === undefined ? undefined : value * 1_000;
+}
