@@ -1,0 +1,177 @@
+import { accessLogs } from "./access-log.ts";
+import { duration, extension, typed, type Config } from "./extension.ts";
+import {
+  earlyHeaderMutation,
+  hiddenFromEngines,
+  hiddenFromRelays,
+  poolHeader,
+  relaysCluster,
+} from "./headers.ts";
+import {
+  extProcFilter,
+  guardFilter,
+  guardFilterConfig,
+  guardSettings,
+  routerFilter,
+} from "./http-filters.ts";
+import { localReplyConfig } from "./local-replies.ts";
+import type { EnvoyOptions } from "./options.ts";
+
+/** Static cluster of the OTLP receiver. */
+export const otlpCluster = "otlp";
+
+/** Tries again on another endpoint: the next one of the router's list, else one that was not tried yet. */
+function retryPolicy(retryOn: string, options: EnvoyOptions): Config {
+  return {
+    retry_on: retryOn,
+    retriable_status_codes: [503],
+    num_retries: options.retriesMax,
+    retry_back_off: { base_interval: "0.010s", max_interval: "0.100s" },
+    retry_host_predicate: [
+      extension(
+        "envoy.retry_host_predicates.previous_hosts",
+        "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+      ),
+    ],
+    host_selection_retry_max_attempts: 5,
+  };
+}
+
+/** One route: requests are matched again after the router's answer, by the cluster it named. */
+function route(
+  name: string,
+  options: EnvoyOptions,
+  parts: { match: Config; retryOn: string; hidden: readonly string[] },
+): Config {
+  return {
+    name,
+    match: { prefix: "/", ...parts.match },
+    metadata: { filter_metadata: { [guardFilter]: guardSettings(options) } },
+    request_body_buffer_limit: options.limits.bodyBytesMax,
+    request_headers_to_remove: parts.hidden,
+    route: {
+      cluster_header: poolHeader,
+      timeout: "0s", // a stream may be long; streamIdleMs bounds silence
+      retry_policy: retryPolicy(parts.retryOn, options),
+    },
+  };
+}
+
+function routeConfig(listener: "public" | "trusted", options: EnvoyOptions): Config {
+  return {
+    name: listener,
+    virtual_hosts: [
+      {
+        name: "all",
+        domains: ["*"],
+        ...(listener === "trusted"
+          ? {
+              response_headers_to_add: [
+                {
+                  header: {
+                    key: "x-kvmesh-decision",
+                    value: "%DYNAMIC_METADATA(kvmesh:decision)%",
+                  },
+                  append_action: "OVERWRITE_IF_EXISTS_OR_ADD",
+                },
+              ],
+            }
+          : {}),
+        routes: [
+          // A relay retries by itself once a request has reached it.
+          route("relays", options, {
+            match: {
+              headers: [{ name: poolHeader, string_match: { exact: relaysCluster } }],
+            },
+            retryOn: "connect-failure,refused-stream",
+            hidden: hiddenFromRelays,
+          }),
+          route("pools", options, {
+            match: {},
+            retryOn: "connect-failure,refused-stream,reset-before-request,retriable-status-codes",
+            hidden: hiddenFromEngines,
+          }),
+        ],
+      },
+    ],
+  };
+}
+
+function tracing(options: EnvoyOptions): Config {
+  if (options.otlp === undefined) return {};
+  return {
+    tracing: {
+      spawn_upstream_span: true,
+      random_sampling: { value: 100 },
+      provider: extension(
+        "envoy.tracers.opentelemetry",
+        "envoy.config.trace.v3.OpenTelemetryConfig",
+        {
+          service_name: "envoy",
+          grpc_service: { envoy_grpc: { cluster_name: otlpCluster }, timeout: "1s" },
+        },
+      ),
+    },
+  };
+}
+
+function connectionManager(listener: "public" | "trusted", options: EnvoyOptions): Config {
+  const { limits, timeouts } = options;
+  return {
+    stat_prefix: listener,
+    codec_type: "AUTO", // HTTP/1.1 and cleartext HTTP/2 on one port
+    use_remote_address: true,
+    normalize_path: true,
+    merge_slashes: true,
+    path_with_escaped_slashes_action: "REJECT_REQUEST",
+    generate_request_id: true,
+    preserve_external_request_id: true,
+    always_set_request_id_in_response: true,
+    request_id_extension: {
+      typed_config: typed("envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig", {
+        use_request_id_for_trace_sampling: false, // else an id that is not a UUID turns tracing off
+      }),
+    },
+    common_http_protocol_options: {
+      idle_timeout: duration(timeouts.connectionIdleMs),
+      max_headers_count: limits.headersMax,
+      headers_with_underscores_action: "DROP_HEADER",
+    },
+    http2_protocol_options: {
+      max_concurrent_streams: limits.streamsPerConnectionMax,
+      initial_stream_window_size: 65_536,
+      initial_connection_window_size: 1_048_576,
+    },
+    max_request_headers_kb: limits.headerKibMax,
+    request_headers_timeout: duration(timeouts.requestHeadersMs),
+    request_timeout: duration(timeouts.requestMs),
+    stream_idle_timeout: duration(timeouts.streamIdleMs),
+    early_header_mutation_extensions: [earlyHeaderMutation(listener, options.defaultPool.id)],
+    local_reply_config: localReplyConfig(),
+    access_log: accessLogs(options),
+    ...tracing(options),
+    route_config: routeConfig(listener, options),
+    http_filters: [extProcFilter(options), guardFilterConfig(), routerFilter()],
+  };
+}
+
+/** A listener with everything a request passes through before it leaves for an engine. */
+export function httpListener(listener: "public" | "trusted", options: EnvoyOptions): Config {
+  const { host, port } = options[listener];
+  return {
+    name: listener,
+    address: { socket_address: { address: host, port_value: port } },
+    per_connection_buffer_limit_bytes: 65_536,
+    filter_chains: [
+      {
+        filters: [
+          extension(
+            "envoy.filters.network.http_connection_manager",
+            "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            connectionManager(listener, options),
+          ),
+        ],
+      },
+    ],
+  };
+}
