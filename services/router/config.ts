@@ -1,0 +1,122 @@
+import { z } from "zod";
+import { parseCidr } from "../shared/core/cidr.ts";
+import { parseEndpoint } from "../shared/core/endpoint.ts";
+import { logLevels } from "../shared/edge/log.ts";
+import { policyNames } from "./core/placement/policies.ts";
+
+const port = z.number().int().min(0).max(65_535);
+const endpoint = z.string().refine((text) => parseEndpoint(text) !== undefined, "must be ip:port");
+const cidr = z
+  .string()
+  .refine((text) => parseCidr(text) !== undefined, "must be an address range such as 10.0.0.0/8");
+const loopback = ["127.0.0.0/8", "::1/128"];
+
+/** Settings of the router. Every number carries its unit; unknown keys are refused. */
+export const RouterConfig = z.strictObject({
+  /** Name of this replica; appears in decision ids. */
+  instance: z
+    .string()
+    .regex(/^[a-z0-9-]{1,32}$/, "must be 1 to 32 of a-z, 0-9 and -")
+    .default("router-1"),
+  /** Address to listen on. */
+  host: z.string().default("127.0.0.1"),
+  /** ext_proc, access log, health; 0 picks a free port, as for the others. */
+  hotPort: port.default(9002),
+  /** Discovery, Router, Membership, Peer, health, reflection. */
+  controlPort: port.default(9003),
+  /** Metrics and health over HTTP. */
+  httpPort: port.default(9004),
+  /** Secrets of the mesh. */
+  keysFile: z.string().default(".kvmesh/mesh.keys"),
+  /** Tokens per block in the whole mesh. */
+  blockSizeTokens: z.number().int().min(1).max(4_096).default(32),
+  /** How workers are ranked. */
+  policy: z.enum(policyNames).default("kv"),
+  /** Control addresses of the other routers. */
+  peers: z.array(endpoint).max(64).default([]),
+  pools: z
+    .strictObject({
+      /** Pool that requests without a model go to, and the only one served when no router lives. */
+      default: z
+        .string()
+        .regex(/^[A-Za-z0-9._-]{1,64}$/)
+        .default("default"),
+      /** Pools known before any worker joins. */
+      known: z
+        .array(z.string().regex(/^[A-Za-z0-9._-]{1,64}$/))
+        .max(256)
+        .default([]),
+    })
+    .prefault({}),
+  workers: z
+    .strictObject({
+      /** Where engines may be. */
+      allowedCidrs: z.array(cidr).min(1).default(loopback),
+      /** Most workers at once. */
+      max: z.number().int().min(1).max(4_096).default(1_024),
+      /** How long a worker stays after its stream is lost, ms. */
+      graceMs: z.number().int().min(100).max(600_000).default(5_000),
+    })
+    .prefault({}),
+  callers: z
+    .strictObject({
+      /** Who may use ext_proc and the access log. */
+      proxy: z.array(cidr).default(loopback),
+      /** Who may use Router (Place, Explain, watches, policies). */
+      router: z.array(cidr).default(loopback),
+      /** Who may use Membership. */
+      membership: z.array(cidr).default(loopback),
+      /** Who may use Peer. */
+      peer: z.array(cidr).default(loopback),
+      /** Who may use discovery. */
+      discovery: z.array(cidr).default(loopback),
+    })
+    .prefault({}),
+  limits: z
+    .strictObject({
+      /** Largest body of one request, bytes. */
+      bodyBytesMax: z
+        .number()
+        .int()
+        .min(1_024)
+        .default(64 * 1024 * 1024),
+      /** Bodies held at once, bytes; more are refused with 503. */
+      bodyMemoryBytesMax: z
+        .number()
+        .int()
+        .min(1_048_576)
+        .default(256 * 1024 * 1024),
+      /** Open reservations. */
+      reservationsMax: z.number().int().min(1).default(100_000),
+      /** Decisions kept for explain. */
+      decisionsMax: z.number().int().min(1).default(10_000),
+      /** Blocks in the index. */
+      blocksMax: z
+        .number()
+        .int()
+        .min(1_024)
+        .max(2 ** 27)
+        .default(16_777_216),
+    })
+    .prefault({}),
+  placement: z
+    .strictObject({
+      /** Answer length assumed before any answer was seen, tokens. */
+      outputTokensDefault: z.number().int().min(1).default(256),
+      /** Fallback endpoints named beside the first choice. */
+      fallbacksMax: z.number().int().min(0).max(16).default(3),
+      /** In full duplex name the first choice alone unless set (gateways may read one address only). */
+      duplexFallbacks: z.boolean().default(false),
+    })
+    .prefault({}),
+  /** How long to wait for the other routers before serving without them, ms. */
+  peerWaitMs: z.number().int().min(0).max(60_000).default(3_000),
+  /** OTLP/gRPC endpoint for spans, such as http://127.0.0.1:4317; empty switches tracing off. */
+  otlpEndpoint: z.string().default(""),
+  /** Longest drain after SIGTERM, ms. */
+  drainMsMax: z.number().int().min(0).max(600_000).default(5_000),
+  /** How long requests are still answered while health says NOT_SERVING, ms. */
+  drainServeMs: z.number().int().min(0).max(60_000).default(2_500),
+  logLevel: z.enum(logLevels).default("info"),
+});
+export type RouterConfig = z.infer<typeof RouterConfig>;

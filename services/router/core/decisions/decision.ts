@@ -1,0 +1,71 @@
+import type { MeshErrorCode } from "../../../shared/core/errors.ts";
+import type { WorkerId } from "../../../shared/core/ids.ts";
+import type { ScoredCandidate } from "../placement/candidate.ts";
+
+/** Why a worker of the pool was not a candidate. */
+export type FilterReason =
+  "not_ready" | "away" | "draining" | "outside_subset" | "wrong_role" | "context_too_long";
+
+/** A worker that was left out. */
+export interface FilteredWorker {
+  readonly workerId: WorkerId;
+  readonly endpoint: string;
+  readonly reason: FilterReason;
+}
+
+/** Why predicted and observed cached tokens differ. */
+export type CachedDifference = "none" | "evicted" | "index_gap" | "concurrent" | "unknown";
+
+/** What happened to a placed request. Times in ms; 0 where the thing never happened. */
+export interface Observation {
+  readonly ttftMs: number;
+  readonly durationMs: number;
+  readonly servedEndpoint: string;
+  readonly servedAsPicked: boolean;
+  readonly status: number;
+  readonly responseFlags: string;
+  readonly attempts: number;
+  /** −1 when unknown. */
+  readonly cachedTokens: number;
+  readonly cachedDifference: CachedDifference;
+  readonly closedBy: string;
+  readonly responseBytes: number;
+}
+
+/** Outcome of a decision. */
+export type DecisionOutcome =
+  | { readonly kind: "placed" }
+  | {
+      readonly kind: "no_worker" | "refused";
+      readonly code: MeshErrorCode;
+      readonly message: string;
+    };
+
+/** One decision with everything that it depended on. */
+export interface Decision {
+  readonly id: string;
+  readonly requestId: string;
+  traceId: string;
+  traceparent: string;
+  /** Wall clock, microseconds since 1970. */
+  readonly decidedUnixUs: number;
+  /** Time from parsed request to placement, µs; set by the edge. */
+  decideUs: number;
+  readonly pool: string;
+  readonly model: string;
+  readonly policy: string;
+  readonly outcome: DecisionOutcome;
+  readonly promptTokens: number;
+  readonly promptBlocks: number;
+  readonly expectedOutputTokens: number;
+  readonly workerId: WorkerId | undefined;
+  /** First choice, then fallbacks. */
+  readonly endpoints: readonly string[];
+  readonly candidates: readonly ScoredCandidate[];
+  readonly filtered: readonly FilteredWorker[];
+  readonly marginMs: number;
+  readonly tieBreak: string;
+  readonly indexAgeMs: number;
+  readonly loadOnlyReason: string;
+  observed: Observation | undefined;
+}

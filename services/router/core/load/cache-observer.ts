@@ -1,0 +1,91 @@
+import type { MonoMs } from "../../../shared/core/ids.ts";
+
+/** A placed request whose engine has not yet shown what it had cached. */
+interface Watched {
+  readonly decisionId: string;
+  readonly openedAt: MonoMs;
+  /** Sequence hashes of its full prompt blocks as (lo, hi) pairs. */
+  readonly hashes: Uint32Array;
+  readonly blockCount: number;
+  /** First block of the run of newly stored blocks seen last; −1 before any. */
+  runStart: number;
+  runEnd: number;
+}
+
+/**
+ * Learns from one engine's KV events how much of each placed prompt it really had cached: an engine announces
+ * exactly the blocks that it computes, so the run of stored blocks that reaches a prompt's end begins where
+ * the cache ended. No byte of an answer is needed for it.
+ *
+ * A block that several waiting prompts share is counted to the one placed first, which is the one that
+ * computes it under first-come scheduling. At most `watchedMax` prompts are watched; more are unknown.
+ */
+export class CacheObserver {
+  readonly #watched = new Map<string, Watched>();
+  readonly #watchedMax: number;
+
+  constructor(options: { readonly watchedMax: number }) {
+    this.#watchedMax = options.watchedMax;
+  }
+
+  /** Number of prompts watched. */
+  get size(): number {
+    return this.#watched.size;
+  }
+
+  /** Watches a placed prompt until `finish`. */
+  watch(decisionId: string, hashes: Uint32Array, openedAt: MonoMs): void {
+    if (this.#watched.size >= this.#watchedMax) return;
+    const blockCount = hashes.length / 2;
+    this.#watched.set(decisionId, {
+      decisionId,
+      openedAt,
+      hashes,
+      blockCount,
+      runStart: -1,
+      runEnd: -1,
+    });
+  }
+
+  /** Takes blocks that the engine has newly stored, as (lo, hi) pairs. */
+  stored(hashes: Uint32Array): void {
+    if (this.#watched.size === 0 || hashes.length === 0) return;
+    const fresh = new Set<number>();
+    for (let i = 0; i < hashes.length; i += 2) fresh.add(pairKey(hashes, i));
+    for (const watched of this.#watched.values()) {
+      if (watched.runEnd === watched.blockCount) continue;
+      this.#consume(watched, fresh);
+      if (fresh.size === 0) return;
+    }
+  }
+
+  /**
+   * Ends watching. Returns how many leading blocks were cached: `undefined` when not watched, all blocks when
+   * none of them was stored.
+   */
+  finish(decisionId: string): number | undefined {
+    const watched = this.#watched.get(decisionId);
+    if (watched === undefined) return undefined;
+    this.#watched.delete(decisionId);
+    return watched.runStart < 0 ? watched.blockCount : watched.runStart;
+  }
+
+  /** Forgets everything, after a restart of the engine. */
+  clear(): void {
+    this.#watched.clear();
+  }
+
+  #consume(watched: Watched, fresh: Set<number>): void {
+    // Blocks before the known run cannot belong to this prompt's own computation any more.
+    for (let i = Math.max(0, watched.runEnd); i < watched.blockCount; i++) {
+      if (!fresh.delete(pairKey(watched.hashes, i * 2))) continue;
+      if (watched.runEnd !== i || watched.runStart < 0) watched.runStart = i;
+      watched.runEnd = i + 1;
+    }
+  }
+}
+
+/** 53 of the 64 bits: enough to tell the blocks of one engine's prompts in flight apart. */
+function pairKey(hashes: Uint32Array, at: number): number {
+  return (hashes[at] as number) + ((hashes[at + 1] as number) & 0x1f_ffff) * 0x1_0000_0000;
+}

@@ -1,0 +1,122 @@
+import type { MonoMs, WorkerId } from "../../../shared/core/ids.ts";
+import { WorkerBook, type WorkerLoad } from "./worker-book.ts";
+import type { CloseReason, LoadReport, Reservation } from "./reservation.ts";
+
+/** A reservation that ended, with the reason. */
+export interface Closed {
+  readonly reservation: Reservation;
+  readonly reason: CloseReason;
+}
+
+const idle: WorkerLoad = {
+  openRequests: 0,
+  prefillBacklogMs: 0,
+  queuedPrefillTokens: 0,
+  decoding: 0,
+  decodingContextTokens: 0,
+  decodingTokensLeft: 0,
+};
+
+/**
+ * Every open reservation by worker: what is placed where right now, without waiting for any scrape.
+ * At most `reservationsMax`; when full the oldest of the fullest worker would be wrong to drop, so
+ * `open` refuses and the caller sheds.
+ */
+export class LoadBook {
+  readonly #workers = new Map<WorkerId, WorkerBook>();
+  readonly #workerOf = new Map<string, WorkerId>();
+  readonly #reservationsMax: number;
+
+  constructor(options: { readonly reservationsMax: number }) {
+    this.#reservationsMax = options.reservationsMax;
+  }
+
+  /** Open reservations over all workers. */
+  get openCount(): number {
+    return this.#workerOf.size;
+  }
+
+  /** Opens a reservation; false when the book is full or the decision is open already. */
+  open(reservation: Reservation, decodeMs: number): boolean {
+    if (this.#workerOf.size >= this.#reservationsMax) return false;
+    if (this.#workerOf.has(reservation.decisionId)) return false;
+    this.#workerOf.set(reservation.decisionId, reservation.workerId);
+    this.#book(reservation.workerId).open(reservation, decodeMs);
+    return true;
+  }
+
+  /** Closes a reservation; `undefined` when it is not open (closing twice is normal). */
+  close(decisionId: string, reason: CloseReason, now: MonoMs): Closed | undefined {
+    const worker = this.#workerOf.get(decisionId);
+    if (worker === undefined) return undefined;
+    this.#workerOf.delete(decisionId);
+    const reservation = this.#workers.get(worker)?.close(decisionId, now);
+    return reservation === undefined ? undefined : { reservation, reason };
+  }
+
+  /** Takes an engine's report; closes and returns what it shows to have ended unheard. */
+  report(worker: WorkerId, report: LoadReport): Closed[] {
+    const lost = this.#book(worker).reconcile(report);
+    return lost.flatMap((id) => this.close(id, "reconciled", report.at) ?? []);
+  }
+
+  /** Closes everything on a worker whose engine is gone. */
+  workerGone(worker: WorkerId, now: MonoMs): Closed[] {
+    const ids = [...(this.#workers.get(worker)?.reservations() ?? [])].map((r) => r.decisionId);
+    const closed = ids.flatMap((id) => this.close(id, "worker_gone", now) ?? []);
+    this.#workers.delete(worker);
+    return closed;
+  }
+
+  /** Closes reservations past their hard end. Call once a second. */
+  expire(now: MonoMs): Closed[] {
+    const closed: Closed[] = [];
+    for (const book of this.#workers.values()) {
+      for (const id of book.expired(now)) closed.push(...this.#closeList(id, "expired", now));
+    }
+    return closed;
+  }
+
+  /** Closes the reservations for which `match` holds, such as those of a peer that is gone. */
+  closeWhere(match: (r: Reservation) => boolean, reason: CloseReason, now: MonoMs): Closed[] {
+    const ids: string[] = [];
+    for (const book of this.#workers.values()) {
+      for (const r of book.reservations()) if (match(r)) ids.push(r.decisionId);
+    }
+    return ids.flatMap((id) => this.close(id, reason, now) ?? []);
+  }
+
+  /** Whether a decision is open. */
+  isOpen(decisionId: string): boolean {
+    return this.#workerOf.has(decisionId);
+  }
+
+  /** What a worker is believed to do now. */
+  load(worker: WorkerId, now: MonoMs): WorkerLoad {
+    return this.#workers.get(worker)?.load(now) ?? idle;
+  }
+
+  /** The engine's last report. */
+  lastReport(worker: WorkerId): LoadReport | undefined {
+    return this.#workers.get(worker)?.report;
+  }
+
+  /** Open reservations of one worker, oldest first. */
+  reservationsOf(worker: WorkerId): readonly Reservation[] {
+    return [...(this.#workers.get(worker)?.reservations() ?? [])];
+  }
+
+  #closeList(id: string, reason: CloseReason, now: MonoMs): Closed[] {
+    const closed = this.close(id, reason, now);
+    return closed === undefined ? [] : [closed];
+  }
+
+  #book(worker: WorkerId): WorkerBook {
+    let book = this.#workers.get(worker);
+    if (book === undefined) {
+      book = new WorkerBook();
+      this.#workers.set(worker, book);
+    }
+    return book;
+  }
+}

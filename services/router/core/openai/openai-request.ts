@@ -1,0 +1,270 @@
+import { MeshError } from "../../../shared/core/errors.ts";
+import { reservedFields } from "./reserved-fields.ts";
+
+/** What a request asks, as far as placement needs it. */
+export interface OpenAiRequest {
+  readonly kind: "chat" | "completions" | "other";
+  /** Model or adapter name; `undefined` when the body names none (other paths only). */
+  readonly model: string | undefined;
+  /** Limit of the answer, tokens; `undefined` when not limited. */
+  readonly tokensMax: number | undefined;
+  readonly prompt: OpenAiPrompt;
+}
+
+/** Where the prompt's tokens come from. */
+export type OpenAiPrompt =
+  | { readonly kind: "text"; readonly text: string }
+  | { readonly kind: "tokens"; readonly ids: readonly number[] }
+  | { readonly kind: "chat"; readonly chat: ChatPrompt }
+  /** Nothing that can be hashed; placed by load. */
+  | { readonly kind: "load_only"; readonly reason: LoadOnlyReason };
+
+/** Why a prompt is not read as tokens. */
+export type LoadOnlyReason =
+  | "other_path"
+  | "no_body"
+  | "body_truncated"
+  | "multimodal"
+  | "custom_template"
+  | "prompt_embeddings"
+  | "no_tokenizer"
+  | "no_chat_template"
+  | "unsupported_tokenizer";
+
+/** What a chat template takes. */
+export interface ChatPrompt {
+  readonly messages: readonly Readonly<Record<string, unknown>>[];
+  readonly tools: readonly unknown[] | undefined;
+  readonly addGenerationPrompt: boolean;
+  readonly continueFinalMessage: boolean;
+  readonly templateKwargs: Readonly<Record<string, unknown>>;
+}
+
+/** Deepest nesting of a body. Deeper ones are refused before anything walks them. */
+const depthMax = 64;
+
+const chatPath = /\/v1\/chat\/completions\/?$/;
+const completionsPath = /\/v1\/completions\/?$/;
+
+function refuse(field: string, message: string): never {
+  throw new MeshError("invalid_request", `${field}: ${message}`, { field });
+}
+
+type Body = Readonly<Record<string, unknown>>;
+
+function isObject(value: unknown): value is Body {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** Whether brackets nest deeper than `depthMax` outside strings; linear, so that JSON.parse never recurses far. */
+function nestsTooDeep(text: string): boolean {
+  let depth = 0;
+  let inString = false;
+  for (let i = 0; i < text.length; i++) {
+    const c = text.charCodeAt(i);
+    if (inString) {
+      if (c === 92) i++;
+      else if (c === 34) inString = false;
+    } else if (c === 34) inString = true;
+    else if (c === 123 || c === 91) {
+      if (++depth > depthMax) return true;
+    } else if (c === 125 || c === 93) depth--;
+  }
+  return false;
+}
+
+function decodeUtf8(bytes: Uint8Array): string {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch (error) {
+    throw new MeshError("invalid_request", "the body is not valid UTF-8", { cause: error });
+  }
+}
+
+function parseJson(text: string): Body {
+  if (nestsTooDeep(text)) {
+    throw new MeshError("invalid_request", `the body nests deeper than ${depthMax} levels`);
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    const detail = error instanceof Error ? error.message : "";
+    throw new MeshError("invalid_request", `the body is not valid JSON: ${detail}`, {
+      cause: error,
+    });
+  }
+  if (!isObject(value)) throw new MeshError("invalid_request", "the body must be a JSON object");
+  return value;
+}
+
+function optionalCount(body: Body, field: string): number | undefined {
+  const value = body[field];
+  if (value === undefined || value === null) return undefined;
+  if (typeof value !== "number" || !Number.isInteger(value) || value < 1) {
+    refuse(field, `must be a whole number of at least 1, got ${JSON.stringify(value)}`);
+  }
+  return value;
+}
+
+function optionalFlag(body: Body, field: string, fallback: boolean): boolean {
+  const value = body[field];
+  if (value === undefined || value === null) return fallback;
+  if (typeof value !== "boolean") refuse(field, "must be true or false");
+  return value;
+}
+
+function readModel(body: Body, required: boolean): string | undefined {
+  const model = body["model"];
+  if (model === undefined || model === null) {
+    if (required) refuse("model", "is required");
+    return undefined;
+  }
+  if (typeof model !== "string" || model === "") refuse("model", "must be a non-empty string");
+  return model;
+}
+
+/** A content part that is not text, or `undefined`; wrong types are refused. */
+function checkContent(content: unknown, field: string): "multimodal" | undefined {
+  if (content === undefined || content === null || typeof content === "string") return undefined;
+  if (!Array.isArray(content)) refuse(field, "must be a string or a list of parts");
+  let found: "multimodal" | undefined;
+  content.forEach((part: unknown, i) => {
+    if (typeof part === "string") return;
+    if (!isObject(part) || typeof part["type"] !== "string") {
+      refuse(`${field}[${i}]`, "must be an object with a type");
+    }
+    if (part["type"] === "text" || part["type"] === "input_text" || part["type"] === "refusal") {
+      const text = part[part["type"] === "refusal" ? "refusal" : "text"];
+      if (typeof text !== "string") refuse(`${field}[${i}].text`, "must be a string");
+    } else found = "multimodal";
+  });
+  return found;
+}
+
+function readChat(body: Body): OpenAiPrompt {
+  const messages: unknown = body["messages"];
+  if (!Array.isArray(messages)) refuse("messages", "must be a list of messages");
+  if (messages.length === 0) refuse("messages", "must hold at least one message");
+  let multimodal = false;
+  const read = messages.map((message: unknown, i) => {
+    if (!isObject(message)) refuse(`messages[${i}]`, "must be an object");
+    if (typeof message["role"] !== "string") refuse(`messages[${i}].role`, "must be a string");
+    if (checkContent(message["content"], `messages[${i}].content`) !== undefined) multimodal = true;
+    return message;
+  });
+  const tools = body["tools"];
+  if (tools !== undefined && tools !== null && !Array.isArray(tools)) {
+    refuse("tools", "must be a list");
+  }
+  const kwargs = body["chat_template_kwargs"];
+  if (kwargs !== undefined && kwargs !== null && !isObject(kwargs)) {
+    refuse("chat_template_kwargs", "must be an object");
+  }
+  const chat: ChatPrompt = {
+    messages: read,
+    tools: Array.isArray(tools) && tools.length > 0 ? (tools as readonly unknown[]) : undefined,
+    addGenerationPrompt: optionalFlag(body, "add_generation_prompt", true),
+    continueFinalMessage: optionalFlag(body, "continue_final_message", false),
+    templateKwargs: isObject(kwargs) ? kwargs : {},
+  };
+  if (multimodal) return { kind: "load_only", reason: "multimodal" };
+  if (typeof body["chat_template"] === "string")
+    return { kind: "load_only", reason: "custom_template" };
+  return { kind: "chat", chat };
+}
+
+function isTokenList(value: readonly unknown[]): value is readonly number[] {
+  return value.every(
+    (id) => typeof id === "number" && Number.isInteger(id) && id >= 0 && id < 2 ** 32,
+  );
+}
+
+function readPrompt(body: Body): OpenAiPrompt {
+  const prompt: unknown = body["prompt"];
+  if (prompt === undefined || prompt === null) {
+    if (body["prompt_embeds"] !== undefined)
+      return { kind: "load_only", reason: "prompt_embeddings" };
+    refuse("prompt", "is required");
+  }
+  if (typeof prompt === "string") return { kind: "text", text: prompt };
+  if (!Array.isArray(prompt) || prompt.length === 0) {
+    refuse("prompt", "must be a string, a list of strings, a list of token ids or a list of those");
+  }
+  const list = prompt as readonly unknown[];
+  const first = list[0];
+  // Several prompts in one request share a worker; the first one decides which.
+  if (list.every((item) => typeof item === "string"))
+    return { kind: "text", text: first as string };
+  if (isTokenList(list)) return { kind: "tokens", ids: list };
+  if (list.every((item) => Array.isArray(item) && isTokenList(item))) {
+    return { kind: "tokens", ids: first as readonly number[] };
+  }
+  refuse("prompt", "must be a string, a list of strings, a list of token ids or a list of those");
+}
+
+function checkReserved(body: Body): void {
+  for (const field of Object.keys(body)) {
+    if (reservedFields.has(field)) {
+      refuse(field, "is reserved for the mesh itself and cannot be set by a client; leave it out");
+    }
+  }
+}
+
+/**
+ * Reads a body for placement. Throws `invalid_request` with the field for anything that could not be served:
+ * bad UTF-8, malformed JSON, wrong types, reserved fields. Unknown fields pass.
+ */
+export function readOpenAiRequest(path: string, bytes: Uint8Array): OpenAiRequest {
+  const route = path.split("?", 1)[0] ?? "";
+  const kind = chatPath.test(route)
+    ? "chat"
+    : completionsPath.test(route)
+      ? "completions"
+      : "other";
+  if (bytes.length === 0 && kind === "other") {
+    return {
+      kind,
+      model: undefined,
+      tokensMax: undefined,
+      prompt: { kind: "load_only", reason: "no_body" },
+    };
+  }
+  const body = parseJson(decodeUtf8(bytes));
+  checkReserved(body);
+  const model = readModel(body, kind !== "other");
+  const tokensMax =
+    kind === "other"
+      ? undefined
+      : (optionalCount(body, "max_completion_tokens") ?? optionalCount(body, "max_tokens"));
+  switch (kind) {
+    case "chat":
+      return { kind, model, tokensMax, prompt: readChat(body) };
+    case "completions":
+      return { kind, model, tokensMax, prompt: readPrompt(body) };
+    case "other":
+      return { kind, model, tokensMax, prompt: { kind: "load_only", reason: "other_path" } };
+  }
+}
+
+const modelPattern = /"model"\s*:\s*"((?:[^"\\]|\\.)*)"/;
+const reservedPattern = new RegExp(`"(${[...reservedFields].join("|")})"\\s*:`);
+
+/**
+ * Reads what can be read from the start of a body whose rest passes unseen (Envoy's BUFFERED_PARTIAL): the
+ * model when it is there. Reserved fields that are visible are refused; those further on cannot be seen.
+ */
+export function readTruncatedRequest(bytes: Uint8Array): OpenAiRequest {
+  const text = new TextDecoder("utf-8").decode(bytes);
+  const reserved = reservedPattern.exec(text)?.[1];
+  if (reserved !== undefined) {
+    refuse(reserved, "is reserved for the mesh itself and cannot be set by a client; leave it out");
+  }
+  const model = modelPattern.exec(text)?.[1];
+  return {
+    kind: "other",
+    model,
+    tokensMax: undefined,
+    prompt: { kind: "load_only", reason: "body_truncated" },
+  };
+}

@@ -1,0 +1,57 @@
+import { decodeStepMs, prefillExtraMs } from "../../../shared/core/step-model.ts";
+import type { CandidateInput, PlacementRequest } from "./candidate.ts";
+
+/** What running a request on one worker is expected to take, ms. */
+export interface Estimate {
+  /** Until the engine starts with its prompt. */
+  readonly queueMs: number;
+  /** Until its first token, from there. */
+  readonly prefillMs: number;
+  /** From its first token to its last. */
+  readonly decodeMs: number;
+  /** Added to the requests that decode there already, all together. */
+  readonly slowdownMs: number;
+  /** Expected price of the blocks it pushes out of the cache. */
+  readonly evictionMs: number;
+}
+
+/** Step budget assumed when an engine does not tell, tokens (vLLM's default on large devices). */
+const stepTokensMaxDefault = 8_192;
+/** Share of evicted tokens that somebody is expected to want again. */
+const evictionReuseShare = 0.1;
+
+/**
+ * Expected times on one worker. A prompt is computed in chunks within the engine's step budget, each in one
+ * step with the decodes that run there, so it pays their step time and they pay for its chunk.
+ */
+export function estimate(candidate: CandidateInput, request: PlacementRequest): Estimate {
+  const { load, steps } = candidate;
+  const newTokens = Math.max(1, request.promptTokens - candidate.matchedTokens);
+  const decoding = load.decoding + candidate.foreignRequests;
+  const contextTokens =
+    load.decodingContextTokens +
+    (load.decoding > 0
+      ? (load.decodingContextTokens / load.decoding) * candidate.foreignRequests
+      : request.promptTokens * candidate.foreignRequests);
+
+  const stepMs = decodeStepMs(steps, decoding, contextTokens);
+  const budget = candidate.stepTokensMax > 0 ? candidate.stepTokensMax : stepTokensMaxDefault;
+  const chunkCount = Math.ceil(newTokens / Math.max(1, budget - decoding));
+  const extraMs = prefillExtraMs(steps, newTokens, candidate.matchedTokens);
+  const baseStepMs = decoding > 0 ? stepMs : steps.c0;
+  const prefillMs = extraMs + chunkCount * baseStepMs;
+  // A request arrives in the middle of a running step on average.
+  const queueMs = load.prefillBacklogMs > 0 ? load.prefillBacklogMs : stepMs / 2;
+
+  const ownContext = request.promptTokens + request.expectedOutputTokens / 2;
+  const withOwnMs = decodeStepMs(steps, decoding + 1, contextTokens + ownContext);
+  const decodeMs = Math.max(0, request.expectedOutputTokens - 1) * withOwnMs;
+  const sharedSteps = Math.min(load.decodingTokensLeft, request.expectedOutputTokens * decoding);
+  const slowdownMs = extraMs * decoding + (steps.d1 + steps.d2 * ownContext) * sharedSteps;
+
+  const free = Math.max(0, candidate.capacityTokens - candidate.heldTokens);
+  const evicted =
+    candidate.capacityTokens > 0 ? Math.max(0, newTokens + request.expectedOutputTokens - free) : 0;
+  const evictionMs = evicted * steps.c1 * evictionReuseShare;
+  return { queueMs, prefillMs, decodeMs, slowdownMs, evictionMs };
+}

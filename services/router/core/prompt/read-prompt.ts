@@ -1,0 +1,75 @@
+import { hashBlocks } from "../../../shared/core/block-hash.ts";
+import type { LoadOnlyReason, OpenAiPrompt } from "../openai/openai-request.ts";
+import type { ModelRuntime } from "./model-runtime.ts";
+
+/** A prompt as tokens and block hashes. */
+export interface TokenisedPrompt {
+  /** Prompt length, tokens; an estimate when `loadOnly` is set. */
+  readonly tokens: number;
+  /** Sequence hashes of the full blocks as (lo, hi) pairs. */
+  readonly hashes: Uint32Array;
+  /** Why there are no hashes. */
+  readonly loadOnly: LoadOnlyReason | undefined;
+}
+
+/** Bytes of a JSON body per prompt token where nothing better is known. */
+const bytesPerToken = 4;
+const none = new Uint32Array(0);
+
+/** A prompt that cannot be read: no hashes, a length estimated from the body's size. */
+export function loadOnlyPrompt(reason: LoadOnlyReason, bodyBytes: number): TokenisedPrompt {
+  return { tokens: Math.ceil(bodyBytes / bytesPerToken), hashes: none, loadOnly: reason };
+}
+
+function tokenIds(
+  prompt: OpenAiPrompt,
+  runtime: ModelRuntime,
+): { readonly ids: Uint32Array | readonly number[] } | { readonly reason: LoadOnlyReason } {
+  switch (prompt.kind) {
+    case "tokens":
+      return { ids: prompt.ids };
+    case "load_only":
+      return { reason: prompt.reason };
+    case "text":
+      if (runtime.tokenizer === undefined) return { reason: missing(runtime) };
+      return { ids: runtime.tokenizer.encode(prompt.text) };
+    case "chat": {
+      if (runtime.tokenizer === undefined) return { reason: missing(runtime) };
+      if (runtime.template === undefined) return { reason: "no_chat_template" };
+      const { chat } = prompt;
+      const text = runtime.template.render(chat.messages, {
+        addGenerationPrompt: chat.addGenerationPrompt,
+        continueFinalMessage: chat.continueFinalMessage,
+        kwargs: chat.templateKwargs,
+        ...(chat.tools === undefined ? {} : { tools: chat.tools }),
+      });
+      return { ids: runtime.tokenizer.encode(text) };
+    }
+  }
+}
+
+function missing(runtime: ModelRuntime): LoadOnlyReason {
+  return runtime.unsupported ? "unsupported_tokenizer" : "no_tokenizer";
+}
+
+/**
+ * Tokenises and hashes a prompt. Throws `invalid_request` when the chat template refuses the messages.
+ * What cannot be read as tokens is placed by load, with the reason.
+ */
+export function readPrompt(
+  prompt: OpenAiPrompt,
+  bodyBytes: number,
+  runtime: ModelRuntime | undefined,
+  blockSizeTokens: number,
+): TokenisedPrompt {
+  if (runtime === undefined) {
+    return loadOnlyPrompt(prompt.kind === "load_only" ? prompt.reason : "no_tokenizer", bodyBytes);
+  }
+  const read = tokenIds(prompt, runtime);
+  if ("reason" in read) return loadOnlyPrompt(read.reason, bodyBytes);
+  return {
+    tokens: read.ids.length,
+    hashes: hashBlocks(runtime.root, read.ids, blockSizeTokens),
+    loadOnly: undefined,
+  };
+}

@@ -1,0 +1,679 @@
+import { MeshError } from "../../shared/core/errors.ts";
+import { monoMs, type MonoMs, type WorkerId } from "../../shared/core/ids.ts";
+import type { StepModel } from "../../shared/core/step-model.ts";
+import { DecisionLog } from "./decisions/decision-log.ts";
+import type {
+  CachedDifference,
+  Decision,
+  FilteredWorker,
+  FilterReason,
+  Observation,
+} from "./decisions/decision.ts";
+import { KvIndex } from "./kv-index/kv-index.ts";
+import { CacheObserver } from "./load/cache-observer.ts";
+import { LoadBook, type Closed } from "./load/load-book.ts";
+import type { LoadReport } from "./load/reservation.ts";
+import { WorkerModel, type CounterDelta } from "./load/worker-model.ts";
+import {
+  BlockFeed,
+  type BlockChange,
+  type FeedOutcome,
+  type SnapshotPart,
+} from "./membership/block-feed.ts";
+import type { Member, MemberFacts, MemberNotice } from "./membership/member.ts";
+import { Members } from "./membership/members.ts";
+import type { CandidateInput } from "./placement/candidate.ts";
+import { rank } from "./placement/place.ts";
+import { policies, type PolicyName } from "./placement/policies.ts";
+
+/** Settings of the core. */
+export interface RouterCoreOptions {
+  /** `<instance>.<epoch>`; decision ids start with it. */
+  readonly decisionPrefix: string;
+  readonly blockSizeTokens: number;
+  readonly policy: PolicyName;
+  readonly graceMs: number;
+  readonly membersMax: number;
+  readonly blocksMax: number;
+  readonly reservationsMax: number;
+  readonly decisionsMax: number;
+  /** Answer length assumed before any answer has been seen, tokens. */
+  readonly outputTokensDefault: number;
+  /** Endpoints named in an answer: the first choice and so many fallbacks. */
+  readonly fallbacksMax: number;
+}
+
+/** A request to place. */
+export interface PlaceInput {
+  readonly requestId: string;
+  readonly pool: string;
+  readonly model: string;
+  readonly promptTokens: number;
+  /** Sequence hashes of the full prompt blocks, (lo, hi) pairs. */
+  readonly hashes: Uint32Array;
+  readonly tokensMax: number | undefined;
+  readonly loadOnlyReason: string;
+  /** Only these endpoints may serve; `undefined` means all. */
+  readonly subset: ReadonlySet<string> | undefined;
+  readonly dryRun: boolean;
+  /** Wall clock, for people. */
+  readonly unixUs: number;
+}
+
+/** A reservation as peers tell each other. */
+export interface PeerReservation {
+  readonly decisionId: string;
+  readonly workerId: WorkerId;
+  readonly promptTokens: number;
+  readonly uncachedTokens: number;
+  readonly expectedOutputTokens: number;
+  readonly ageMs: number;
+}
+
+/** What the core wants done. */
+export type RouterEffect =
+  | { readonly kind: "reserved"; readonly decision: Decision; readonly uncachedTokens: number }
+  | { readonly kind: "closed"; readonly closed: Closed; readonly observed: Observation | undefined }
+  | { readonly kind: "member_changed"; readonly member: Member }
+  | { readonly kind: "member_left"; readonly member: Member; readonly goodbye: boolean };
+
+/** Times that an access-log record tells. */
+export interface ServedRecord {
+  readonly ttftMs: number;
+  readonly durationMs: number;
+  readonly servedEndpoint: string;
+  readonly status: number;
+  readonly responseFlags: string;
+  readonly attempts: number;
+  readonly responseBytes: number;
+}
+
+const emptySubset: readonly FilteredWorker[] = [];
+
+/**
+ * The router's whole state and every rule over it, deterministic: the same calls at the same times give the
+ * same decisions. Edges feed it and carry out `takeEffects()`.
+ */
+export class RouterCore {
+  readonly members: Members;
+  readonly book: LoadBook;
+  readonly decisions: DecisionLog;
+  readonly index: KvIndex;
+  readonly #options: RouterCoreOptions;
+  readonly #feeds = new Map<WorkerId, BlockFeed>();
+  readonly #models = new Map<WorkerId, WorkerModel>();
+  readonly #observers = new Map<WorkerId, CacheObserver>();
+  readonly #policies = new Map<string, PolicyName>();
+  readonly #turns = new Map<string, number>();
+  readonly #depths: Uint32Array;
+  #effects: RouterEffect[] = [];
+  #decisionCount = 0;
+
+  constructor(options: RouterCoreOptions) {
+    this.#options = options;
+    const { graceMs, membersMax, blockSizeTokens } = options;
+    this.members = new Members({ graceMs, membersMax, blockSizeTokens });
+    this.book = new LoadBook({ reservationsMax: options.reservationsMax });
+    this.decisions = new DecisionLog({ decisionsMax: options.decisionsMax });
+    this.index = new KvIndex({
+      workersMax: membersMax,
+      blocksMax: options.blocksMax,
+      setsMax: 1 << 18,
+    });
+    this.#depths = new Uint32Array(membersMax);
+  }
+
+  /** Effects since the last call, in order. */
+  takeEffects(): RouterEffect[] {
+    const effects = this.#effects;
+    this.#effects = [];
+    return effects;
+  }
+
+  // ——— membership ———
+
+  /** A worker's hello. Returns the stream that it replaces. Throws the refusals of `Members.admit`. */
+  admit(
+    facts: MemberFacts,
+    streamId: number,
+    now: MonoMs,
+  ): { readonly replacedStream: number | undefined } {
+    const { member, replacedStream, engineRestarted } = this.members.admit(facts, streamId, now);
+    if (engineRestarted) this.#forgetEngine(member, now);
+    this.#feeds.set(member.key, this.#createFeed(member));
+    if (!this.#models.has(member.key) || engineRestarted) {
+      const kept = engineRestarted ? this.#models.get(member.key)?.steps : undefined;
+      this.#models.set(member.key, new WorkerModel(facts.stepModel ?? kept));
+    }
+    if (!this.#observers.has(member.key)) {
+      this.#observers.set(member.key, new CacheObserver({ watchedMax: 1_024 }));
+    }
+    this.#effects.push({ kind: "member_changed", member });
+    return { replacedStream };
+  }
+
+  /** A part of a member's snapshot. */
+  snapshot(key: WorkerId, part: SnapshotPart, now: MonoMs): FeedOutcome {
+    return this.#feedOutcome(key, this.#feeds.get(key)?.snapshot(part), now);
+  }
+
+  /** A change of a member's blocks. */
+  delta(key: WorkerId, change: BlockChange, now: MonoMs): FeedOutcome {
+    const outcome = this.#feedOutcome(key, this.#feeds.get(key)?.delta(change), now);
+    this.#observers.get(key)?.stored(change.stored);
+    return outcome;
+  }
+
+  /** An engine's load report and, where known, what its counters did since the report before. */
+  report(key: WorkerId, report: LoadReport, delta: CounterDelta | undefined): void {
+    for (const closed of this.book.report(key, report)) this.#closed(closed, undefined);
+    if (delta !== undefined) this.#models.get(key)?.observeInterval(delta);
+  }
+
+  /** The engine became able or unable to take requests. */
+  setReady(key: WorkerId, ready: boolean): void {
+    const member = this.members.get(key);
+    if (member === undefined || member.ready === ready) return;
+    member.ready = ready;
+    this.#effects.push({ kind: "member_changed", member });
+  }
+
+  /** A worker's stream ended. */
+  streamLost(streamId: number, now: MonoMs): void {
+    const member = this.members.streamLost(streamId, now);
+    if (member === undefined) return;
+    member.suspect = true;
+    this.#effects.push({ kind: "member_changed", member });
+  }
+
+  /** A worker said goodbye, here or to a peer. */
+  goodbye(key: WorkerId): void {
+    this.#remove(key, true);
+  }
+
+  /** What a peer says of a member. */
+  notice(router: string, notice: MemberNotice, now: MonoMs): void {
+    const member = this.members.notice(router, notice, now);
+    if (member === undefined) return;
+    if (notice.goodbye && member.streamId === undefined) this.#remove(member.key, true);
+    else this.#effects.push({ kind: "member_changed", member });
+  }
+
+  /** A peer router is gone with the streams it held and the requests it placed. */
+  routerLost(router: string, decisionPrefix: string, now: MonoMs): void {
+    for (const member of this.members.routerLost(router, now)) {
+      this.#effects.push({ kind: "member_changed", member });
+    }
+    // Its open requests still run on their engines; reconciliation and hard ends close them.
+    void decisionPrefix;
+  }
+
+  /** Ends what has run out. Call about every 250 ms. */
+  tick(now: MonoMs): void {
+    for (const member of this.members.expired(now)) this.#remove(member.key, false);
+    for (const closed of this.book.expire(now)) this.#closed(closed, undefined);
+  }
+
+  // ——— placement ———
+
+  /** Policy of a pool. */
+  policyOf(pool: string): PolicyName {
+    return this.#policies.get(pool) ?? this.#options.policy;
+  }
+
+  /** Changes the policy of a pool; returns the one before. */
+  setPolicy(pool: string, policy: PolicyName): PolicyName {
+    const before = this.policyOf(pool);
+    this.#policies.set(pool, policy);
+    return before;
+  }
+
+  /** What is known of an engine's speed. */
+  modelOf(key: WorkerId): WorkerModel | undefined {
+    return this.#models.get(key);
+  }
+
+  /** The pool that serves a model, or `undefined`. */
+  poolOf(model: string): string | undefined {
+    for (const member of this.members.all()) if (member.models.includes(model)) return member.pool;
+    return undefined;
+  }
+
+  /** Members of a pool. */
+  poolMembers(pool: string): Member[] {
+    return [...this.members.all()].filter((member) => member.pool === pool);
+  }
+
+  /** Chooses a worker and, unless it is a dry run, reserves it. Always returns a decision, also a refusal. */
+  place(input: PlaceInput, now: MonoMs): Decision {
+    const { eligible, filtered } = this.#eligible(input);
+    const policyName = this.policyOf(input.pool);
+    const expectedOutputTokens = this.#expectedOutput(eligible, input.tokensMax);
+    if (eligible.length === 0) return this.#noWorker(input, filtered, policyName);
+
+    const blockCount = input.hashes.length / 2;
+    if (blockCount > 0) this.index.matchPrefix(input.hashes, blockCount, this.#depths);
+    const candidates = eligible.map((member) =>
+      this.#candidate(member, input, blockCount > 0, now),
+    );
+    const request = { promptTokens: input.promptTokens, expectedOutputTokens };
+    const turn = this.#turns.get(input.pool) ?? 0;
+    this.#turns.set(input.pool, turn + 1);
+    const ranking = rank(candidates, request, policies[policyName], turn);
+    const [chosen] = ranking.candidates;
+    if (chosen === undefined) return this.#noWorker(input, filtered, policyName);
+
+    const decision: Decision = {
+      ...this.#base(input, policyName, filtered),
+      outcome: { kind: "placed" },
+      expectedOutputTokens,
+      workerId: chosen.workerId,
+      endpoints: endpointsOf(ranking.candidates, 1 + this.#options.fallbacksMax),
+      candidates: ranking.candidates,
+      marginMs: ranking.marginMs,
+      tieBreak: ranking.tieBreak,
+      indexAgeMs: this.#indexAgeMs(chosen.workerId, now),
+    };
+    if (!input.dryRun) this.#reserve(decision, input, now);
+    this.decisions.add(decision);
+    return decision;
+  }
+
+  /** Takes a refusal that was made before placement, so that it can be explained. */
+  refuse(input: PlaceInput, error: MeshError): Decision {
+    const decision: Decision = {
+      ...this.#base(input, this.policyOf(input.pool), emptySubset),
+      outcome: { kind: "refused", code: error.code, message: error.message },
+      expectedOutputTokens: 0,
+      workerId: undefined,
+      endpoints: [],
+      candidates: [],
+      marginMs: 0,
+      tieBreak: "",
+      indexAgeMs: 0,
+    };
+    this.decisions.add(decision);
+    return decision;
+  }
+
+  /** A reservation that a peer made. */
+  peerReserved(reservation: PeerReservation, now: MonoMs): void {
+    const model = this.#models.get(reservation.workerId);
+    const { promptTokens, uncachedTokens, expectedOutputTokens } = reservation;
+    const cached = promptTokens - uncachedTokens;
+    const prefillMs = model?.prefillMs(uncachedTokens, cached) ?? 0;
+    const load = this.book.load(reservation.workerId, now);
+    const stepMs =
+      model?.decodeStepMs(load.decoding + 1, load.decodingContextTokens + promptTokens) ?? 0;
+    const at = monoMs(now - reservation.ageMs);
+    this.book.open(
+      {
+        decisionId: reservation.decisionId,
+        workerId: reservation.workerId,
+        own: false,
+        openedAt: at,
+        promptTokens,
+        uncachedTokens,
+        expectedOutputTokens,
+        prefillMs,
+        prefillEndsAt: at,
+        endsAt: at,
+        hardEndAt: at,
+      },
+      expectedOutputTokens * stepMs,
+    );
+  }
+
+  /** A peer says that a reservation ended. */
+  peerClosed(decisionId: string, now: MonoMs): void {
+    this.book.close(decisionId, "released", now);
+  }
+
+  /** Closes a reservation without a record; whether it was open. */
+  release(decisionId: string, now: MonoMs): boolean {
+    const closed = this.book.close(decisionId, "released", now);
+    if (closed === undefined) return false;
+    this.#closed(closed, undefined);
+    return true;
+  }
+
+  /**
+   * Closes the books of one decision with what Envoy's access log says. Returns the observation; `undefined`
+   * when this router did not make the decision or has forgotten it.
+   */
+  served(decisionId: string, record: ServedRecord, now: MonoMs): Observation | undefined {
+    const decision = this.decisions.byId(decisionId);
+    const closed = this.book.close(decisionId, "access_log", now);
+    if (decision?.workerId === undefined) return undefined;
+    if (decision.observed?.closedBy === "access_log") return decision.observed;
+    const chosen = decision.candidates[0];
+    const servedAsPicked = record.servedEndpoint === (decision.endpoints[0] ?? "");
+    const cachedBlocks = this.#observers.get(decision.workerId)?.finish(decisionId);
+    const cached = this.#cachedTokens(decision, servedAsPicked ? cachedBlocks : undefined, record);
+    const observation: Observation = {
+      ...record,
+      ...cached,
+      servedAsPicked,
+      closedBy: "access_log",
+    };
+    decision.observed = observation;
+    if (chosen !== undefined && servedAsPicked && record.ttftMs > 0 && record.status === 200) {
+      this.#learn(decision, observation, chosen.load.prefillBacklogMs);
+    }
+    if (closed !== undefined) this.#closed(closed, observation);
+    return observation;
+  }
+
+  #learn(decision: Decision, observed: Observation, backlogMs: number): void {
+    const model = this.#models.get(decision.workerId as WorkerId);
+    const chosen = decision.candidates[0];
+    if (model === undefined || chosen === undefined) return;
+    model.observeError(chosen.predictedTtftMs, observed.ttftMs);
+    // Only requests that found no prefill work before them show what prefill alone costs.
+    if (backlogMs > 0 || chosen.load.decoding > 0 || observed.attempts > 1) return;
+    const cachedTokens = observed.cachedTokens >= 0 ? observed.cachedTokens : chosen.matchedTokens;
+    model.observePrefill({
+      newTokens: decision.promptTokens - cachedTokens,
+      cachedTokens,
+      ms: observed.ttftMs,
+    });
+  }
+
+  #cachedTokens(
+    decision: Decision,
+    cachedBlocks: number | undefined,
+    record: ServedRecord,
+  ): { cachedTokens: number; cachedDifference: CachedDifference } {
+    if (cachedBlocks === undefined || record.ttftMs <= 0) {
+      return { cachedTokens: -1, cachedDifference: "unknown" };
+    }
+    const block = this.#options.blockSizeTokens;
+    const cachedTokens = Math.min(
+      cachedBlocks * block,
+      reusableTokens(decision.promptTokens, block),
+    );
+    const predicted = decision.candidates[0]?.matchedTokens ?? 0;
+    const suspect = decision.candidates[0]?.suspect === true;
+    const cachedDifference =
+      cachedTokens === predicted
+        ? "none"
+        : cachedTokens > predicted
+          ? suspect
+            ? "index_gap"
+            : "concurrent"
+          : suspect
+            ? "index_gap"
+            : "evicted";
+    return { cachedTokens, cachedDifference };
+  }
+
+  #reserve(decision: Decision, input: PlaceInput, now: MonoMs): void {
+    const chosen = decision.candidates[0];
+    if (chosen === undefined) return;
+    const uncachedTokens = input.promptTokens - chosen.matchedTokens;
+    const opened = this.book.open(
+      {
+        decisionId: decision.id,
+        workerId: chosen.workerId,
+        own: true,
+        openedAt: now,
+        promptTokens: input.promptTokens,
+        uncachedTokens,
+        expectedOutputTokens: decision.expectedOutputTokens,
+        prefillMs: chosen.prefillMs,
+        prefillEndsAt: now,
+        endsAt: now,
+        hardEndAt: now,
+      },
+      chosen.decodeMs,
+    );
+    if (!opened)
+      throw new MeshError("overloaded", "the load book is full", { retryAfterMs: 1_000 });
+    if (input.hashes.length > 0) {
+      this.#observers.get(chosen.workerId)?.watch(decision.id, input.hashes, now);
+    }
+    this.#effects.push({ kind: "reserved", decision, uncachedTokens });
+  }
+
+  #eligible(input: PlaceInput): { eligible: Member[]; filtered: FilteredWorker[] } {
+    const eligible: Member[] = [];
+    const away: Member[] = [];
+    const filtered: FilteredWorker[] = [];
+    const leave = (member: Member, reason: FilterReason): void => {
+      filtered.push({ workerId: member.key, endpoint: member.endpoint, reason });
+    };
+    for (const member of this.members.all()) {
+      if (member.pool !== input.pool) continue;
+      const { facts } = member;
+      if (!member.ready) leave(member, "not_ready");
+      else if (facts !== undefined && facts.role !== "both") leave(member, "wrong_role");
+      else if (input.subset !== undefined && !inSubset(input.subset, member.endpoint)) {
+        leave(member, "outside_subset");
+      } else if (
+        facts !== undefined &&
+        input.promptTokens >= facts.contextTokensMax &&
+        facts.contextTokensMax > 0
+      ) {
+        leave(member, "context_too_long");
+      } else if (member.unheldSince !== undefined) away.push(member);
+      else eligible.push(member);
+    }
+    // An engine whose worker is silent probably still serves: better than refusing when there is no other.
+    if (eligible.length === 0) return { eligible: away, filtered };
+    for (const member of away) leave(member, "away");
+    return { eligible, filtered };
+  }
+
+  #candidate(member: Member, input: PlaceInput, matched: boolean, now: MonoMs): CandidateInput {
+    const { facts, slot } = member;
+    const block = this.#options.blockSizeTokens;
+    const matchedBlocks = matched && slot !== undefined ? (this.#depths[slot] as number) : 0;
+    const load = this.book.load(member.key, now);
+    const report = this.book.lastReport(member.key);
+    const reported = report === undefined ? 0 : report.running + report.waiting;
+    return {
+      workerId: member.key,
+      endpoint: member.endpoint,
+      matchedBlocks,
+      matchedTokens: Math.min(matchedBlocks * block, reusableTokens(input.promptTokens, block)),
+      load,
+      foreignRequests: Math.max(0, reported - load.openRequests - 2),
+      steps: this.#steps(member),
+      heldTokens: slot === undefined ? 0 : this.index.blocksOf(slot) * block,
+      capacityTokens: facts?.capacityTokens ?? 0,
+      stepTokensMax: facts?.stepTokensMax ?? 0,
+      suspect: member.suspect,
+      reportedRunning: report?.running ?? 0,
+      reportedWaiting: report?.waiting ?? 0,
+      reportedAgeMs: report === undefined ? -1 : now - report.at,
+    };
+  }
+
+  #steps(member: Member): StepModel {
+    let model = this.#models.get(member.key);
+    if (model === undefined) {
+      model = new WorkerModel(undefined);
+      this.#models.set(member.key, model);
+    }
+    return model.steps;
+  }
+
+  #expectedOutput(eligible: readonly Member[], tokensMax: number | undefined): number {
+    let sum = 0;
+    let count = 0;
+    for (const member of eligible) {
+      const mean = this.#models.get(member.key)?.outputTokensMean;
+      if (mean === undefined) continue;
+      sum += mean;
+      count++;
+    }
+    const expected = count === 0 ? this.#options.outputTokensDefault : Math.round(sum / count);
+    return Math.max(1, Math.min(expected, tokensMax ?? expected));
+  }
+
+  #noWorker(input: PlaceInput, filtered: FilteredWorker[], policy: PolicyName): Decision {
+    const tooLong = filtered.length > 0 && filtered.every((f) => f.reason === "context_too_long");
+    const decision: Decision = {
+      ...this.#base(input, policy, filtered),
+      outcome: tooLong
+        ? {
+            kind: "refused",
+            code: "context_length_exceeded",
+            message:
+              `the prompt has ${input.promptTokens} tokens; model ${input.model} takes fewer than ` +
+              `${this.#contextMax(input.pool)} with room for an answer`,
+          }
+        : {
+            kind: "no_worker",
+            code: "no_ready_worker",
+            message: `no worker of pool ${input.pool} can take the request: ${describeFiltered(filtered)}`,
+          },
+      expectedOutputTokens: 0,
+      workerId: undefined,
+      endpoints: [],
+      candidates: [],
+      marginMs: 0,
+      tieBreak: "",
+      indexAgeMs: 0,
+    };
+    this.decisions.add(decision);
+    return decision;
+  }
+
+  #contextMax(pool: string): number {
+    return Math.max(0, ...this.poolMembers(pool).map((m) => m.facts?.contextTokensMax ?? 0));
+  }
+
+  #base(input: PlaceInput, policy: PolicyName, filtered: readonly FilteredWorker[]) {
+    this.#decisionCount++;
+    return {
+      id: `${this.#options.decisionPrefix}.${this.#decisionCount}`,
+      requestId: input.requestId,
+      traceId: "",
+      traceparent: "",
+      decidedUnixUs: input.unixUs,
+      decideUs: 0,
+      pool: input.pool,
+      model: input.model,
+      policy,
+      promptTokens: input.promptTokens,
+      promptBlocks: input.hashes.length / 2,
+      filtered,
+      loadOnlyReason: input.loadOnlyReason,
+      observed: undefined,
+    };
+  }
+
+  #indexAgeMs(key: WorkerId, now: MonoMs): number {
+    const member = this.members.get(key);
+    return member?.slot === undefined ? 0 : now - member.blocksHeardAt;
+  }
+
+  #feedOutcome(key: WorkerId, outcome: FeedOutcome | undefined, now: MonoMs): FeedOutcome {
+    const member = this.members.get(key);
+    const feed = this.#feeds.get(key);
+    if (member === undefined || feed === undefined || outcome === undefined)
+      return { kind: "applied" };
+    member.appliedSeq = feed.appliedSeq;
+    member.blocksHeardAt = now;
+    if (outcome.kind === "resync") member.resyncs++;
+    if (member.suspect !== !feed.synced) {
+      member.suspect = !feed.synced;
+      this.#effects.push({ kind: "member_changed", member });
+    }
+    return outcome;
+  }
+
+  #createFeed(member: Member): BlockFeed {
+    const slot = member.slot;
+    const { index } = this;
+    const capacityBlocks = (member.facts?.capacityTokens ?? 0) / this.#options.blockSizeTokens;
+    return new BlockFeed({
+      blocksMax: capacityBlocks > 0 ? Math.ceil(capacityBlocks * 2) + 1_024 : 8_000_000,
+      sink: {
+        store: (hashes) => {
+          if (slot !== undefined) index.store(slot, hashes);
+        },
+        remove: (hashes) => {
+          if (slot !== undefined) index.remove(slot, hashes);
+        },
+        clear: () => {
+          if (slot !== undefined) index.clear(slot);
+        },
+      },
+    });
+  }
+
+  /** The engine's cache and requests are gone. */
+  #forgetEngine(member: Member, now: MonoMs): void {
+    if (member.slot !== undefined) this.index.clear(member.slot);
+    this.#observers.get(member.key)?.clear();
+    for (const closed of this.book.workerGone(member.key, now)) this.#closed(closed, undefined);
+  }
+
+  #remove(key: WorkerId, goodbye: boolean): void {
+    const member = this.members.get(key);
+    if (member === undefined) return;
+    if (member.slot !== undefined) this.index.clear(member.slot);
+    this.members.remove(key);
+    this.#feeds.delete(key);
+    this.#models.delete(key);
+    this.#observers.delete(key);
+    this.#effects.push({ kind: "member_left", member, goodbye });
+  }
+
+  #closed(closed: Closed, observed: Observation | undefined): void {
+    const { reservation, reason } = closed;
+    if (!reservation.own) return;
+    if (reason !== "access_log") {
+      this.#observers.get(reservation.workerId)?.finish(reservation.decisionId);
+      const decision = this.decisions.byId(reservation.decisionId);
+      if (decision?.observed === undefined && decision !== undefined) {
+        decision.observed = unheard(reason);
+      }
+    }
+    this.#effects.push({ kind: "closed", closed, observed });
+  }
+}
+
+/** Tokens of a prompt that can come from a cache: whole blocks, and never the last token. */
+function reusableTokens(promptTokens: number, blockSizeTokens: number): number {
+  return Math.floor(Math.max(0, promptTokens - 1) / blockSizeTokens) * blockSizeTokens;
+}
+
+function endpointsOf(candidates: readonly CandidateInput[], max: number): string[] {
+  const endpoints: string[] = [];
+  for (const { endpoint } of candidates) {
+    if (endpoints.length >= max) break;
+    if (!endpoints.includes(endpoint)) endpoints.push(endpoint);
+  }
+  return endpoints;
+}
+
+/** A subset entry may be an ip:port or an ip alone. */
+function inSubset(subset: ReadonlySet<string>, endpoint: string): boolean {
+  return subset.has(endpoint) || subset.has(endpoint.slice(0, endpoint.lastIndexOf(":")));
+}
+
+function describeFiltered(filtered: readonly FilteredWorker[]): string {
+  if (filtered.length === 0) return "it has no member";
+  const counts = new Map<string, number>();
+  for (const { reason } of filtered) counts.set(reason, (counts.get(reason) ?? 0) + 1);
+  return [...counts].map(([reason, count]) => `${count} ${reason}`).join(", ");
+}
+
+function unheard(reason: string): Observation {
+  return {
+    ttftMs: 0,
+    durationMs: 0,
+    servedEndpoint: "",
+    servedAsPicked: false,
+    status: 0,
+    responseFlags: "",
+    attempts: 0,
+    cachedTokens: -1,
+    cachedDifference: "unknown",
+    closedBy: reason,
+    responseBytes: 0,
+  };
+}

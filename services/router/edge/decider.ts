@@ -1,0 +1,334 @@
+import { randomUUID } from "node:crypto";
+import type { Clock } from "../../shared/core/clock.ts";
+import { MeshError } from "../../shared/core/errors.ts";
+import { openAiError, toMeshError, wire } from "../../shared/edge/wire.ts";
+import type { Metrics } from "../../shared/edge/metrics.ts";
+import type { MeshSpan, TraceContext, Tracing } from "../../shared/edge/tracing.ts";
+import { formatTraceparent } from "../../shared/edge/tracing.ts";
+import type { Decision } from "../core/decisions/decision.ts";
+import type { Answer, ExchangeRequest, ImmediateAnswer } from "../core/exchange/exchange.ts";
+import {
+  readOpenAiRequest,
+  readTruncatedRequest,
+  type OpenAiRequest,
+} from "../core/openai/openai-request.ts";
+import { readPrompt, type TokenisedPrompt } from "../core/prompt/read-prompt.ts";
+import type { RouterCore } from "../core/router-core.ts";
+import type { routerMetrics } from "../metrics.ts";
+import type { ModelRuntimes } from "./model-runtimes.ts";
+import { RouteSpans } from "./route-spans.ts";
+
+/** Header names between the router, Envoy and engines (see the README of the router). */
+export const headerNames = {
+  pool: "x-kvmesh-pool",
+  destination: "x-gateway-destination-endpoint",
+} as const;
+
+/** What the edge knows of a request besides its body. */
+export interface RequestContext {
+  readonly method: string;
+  readonly path: string;
+  readonly requestId: string;
+  /** Parent of the route span. */
+  readonly parent: TraceContext | undefined;
+  /** Context in the HTTP header when it belongs to another trace. */
+  readonly link: TraceContext | undefined;
+  readonly subset: ReadonlySet<string> | undefined;
+  /** Wall time at which the headers came, µs. */
+  readonly startedUnixUs: number;
+  readonly bodyMode: string;
+  readonly bodyChunks: number;
+}
+
+/** What the decider needs. */
+export interface DeciderDependencies {
+  readonly core: RouterCore;
+  readonly runtimes: ModelRuntimes;
+  readonly clock: Clock;
+  readonly tracing: Tracing;
+  readonly metrics: Metrics<typeof routerMetrics>;
+  readonly defaultPool: string;
+  readonly blockSizeTokens: number;
+  readonly duplexFallbacks: boolean;
+  /** Called with every decision, for watchers. */
+  readonly onDecision: (decision: Decision) => void;
+}
+
+/** Seconds a refused client should wait when nothing better is known. */
+const retryAfterDefaultMs = 1_000;
+
+function concat(parts: readonly Uint8Array[]): Uint8Array {
+  const [first] = parts;
+  return parts.length === 1 && first !== undefined ? first : Buffer.concat(parts);
+}
+
+/** Turns a whole request into an answer: reads, places, reserves, and writes the spans of the decision. */
+export class Decider {
+  readonly #d: DeciderDependencies;
+
+  constructor(dependencies: DeciderDependencies) {
+    this.#d = dependencies;
+  }
+
+  /** Decides. Never throws for bad input: that becomes an answer in the OpenAI error shape. */
+  decide(request: ExchangeRequest, context: RequestContext): Answer {
+    const { clock, metrics } = this.#d;
+    const startedAt = clock.now();
+    const span = this.#startSpan(context);
+    const spans = new RouteSpans(this.#d.tracing, span, clock);
+    spans.body(context, request);
+    let answer: Answer;
+    try {
+      answer =
+        context.method === "GET" || context.method === "HEAD"
+          ? this.#headersOnly(context, spans)
+          : this.#route(request, context, spans);
+    } catch (error) {
+      const mesh = toMeshError(error);
+      if (mesh.code === "invariant_violated") {
+        spans.failed(mesh.code);
+        throw error;
+      }
+      answer = this.#refuse(mesh, context, spans);
+    }
+    metrics.decisionSeconds.observe((clock.now() - startedAt) / 1_000);
+    return answer;
+  }
+
+  /** Places a request that did not come through Envoy. */
+  placeBody(options: {
+    path: string;
+    json: Uint8Array;
+    requestId: string;
+    subset: ReadonlySet<string> | undefined;
+    dryRun: boolean;
+  }): Decision {
+    const openAi = readOpenAiRequest(options.path, options.json);
+    const pool = this.#pool(openAi.model);
+    const prompt = this.#readPrompt(openAi, options.json.length, pool);
+    return this.#place({ ...options, openAi, pool, prompt });
+  }
+
+  /** Places a tokenised prompt. */
+  placeTokens(options: {
+    model: string;
+    ids: readonly number[];
+    tokensMax: number | undefined;
+    requestId: string;
+    subset: ReadonlySet<string> | undefined;
+    dryRun: boolean;
+  }): Decision {
+    const { model, ids, tokensMax } = options;
+    const openAi: OpenAiRequest = {
+      kind: "completions",
+      model,
+      tokensMax,
+      prompt: { kind: "tokens", ids },
+    };
+    const pool = this.#pool(model);
+    const prompt = this.#readPrompt(openAi, 0, pool);
+    return this.#place({ ...options, openAi, pool, prompt });
+  }
+
+  #startSpan(context: RequestContext): MeshSpan | undefined {
+    return this.#d.tracing.start("kvmesh.route", {
+      kind: "server",
+      parent: context.parent,
+      startUnixUs: context.startedUnixUs,
+      ...(context.link === undefined ? {} : { links: [context.link] }),
+    });
+  }
+
+  #headersOnly(context: RequestContext, spans: RouteSpans): Answer {
+    if (/\/v1\/models\/?$/.test(context.path.split("?", 1)[0] ?? "")) {
+      spans.answered("models", context.requestId);
+      return this.#models();
+    }
+    return this.#route(
+      { headers: new Map(), body: [], bodyBytes: 0, truncated: false },
+      context,
+      spans,
+    );
+  }
+
+  #models(): ImmediateAnswer {
+    const created = Math.floor(this.#d.clock.wallUnixUs() / 1_000_000);
+    const byModel = new Map<string, { id: string; max: number | undefined; root: string }>();
+    for (const member of this.#d.core.members.all()) {
+      if (!member.ready) continue;
+      for (const id of member.models) {
+        const max = member.facts?.contextTokensMax;
+        byModel.set(id, { id, max, root: member.models[0] ?? id });
+      }
+    }
+    const data = [...byModel.values()].map(({ id, max, root }) => ({
+      id,
+      object: "model",
+      created,
+      owned_by: "kvmesh",
+      root,
+      max_model_len: max,
+    }));
+    return {
+      kind: "immediate",
+      status: 200,
+      headers: [["content-type", "application/json"]],
+      body: JSON.stringify({ object: "list", data }),
+      details: "kvmesh_models",
+      grpcStatus: 0,
+    };
+  }
+
+  #route(request: ExchangeRequest, context: RequestContext, spans: RouteSpans): Answer {
+    const body = concat(request.body);
+    const openAi = request.truncated
+      ? readTruncated(body, context.path)
+      : readOpenAiRequest(context.path, body);
+    const pool = this.#pool(openAi.model);
+    const tokenize = spans.start("tokenize");
+    const prompt = this.#readPrompt(openAi, request.bodyBytes, pool);
+    spans.tokenized(tokenize, prompt, openAi);
+    const decision = this.#place({
+      openAi,
+      pool,
+      prompt,
+      requestId: context.requestId,
+      subset: context.subset,
+      dryRun: false,
+      spans,
+    });
+    return this.#answer(decision, context.bodyMode);
+  }
+
+  #pool(model: string | undefined): string {
+    const { core, defaultPool } = this.#d;
+    if (model === undefined) return defaultPool;
+    const pool = core.poolOf(model);
+    if (pool !== undefined) return pool;
+    const known = [...new Set([...core.members.all()].flatMap((m) => m.models))].sort();
+    if (known.length === 0) {
+      throw new MeshError("no_ready_worker", "no worker has joined the mesh yet", {
+        retryAfterMs: retryAfterDefaultMs,
+      });
+    }
+    throw new MeshError(
+      "model_not_found",
+      `model ${JSON.stringify(model)} is not served here; served: ${known.join(", ")}`,
+      { field: "model" },
+    );
+  }
+
+  #readPrompt(openAi: OpenAiRequest, bodyBytes: number, pool: string): TokenisedPrompt {
+    const runtime = this.#d.runtimes.get(pool);
+    return readPrompt(openAi.prompt, bodyBytes, runtime, this.#d.blockSizeTokens);
+  }
+
+  #place(options: {
+    openAi: OpenAiRequest;
+    pool: string;
+    prompt: TokenisedPrompt;
+    requestId: string;
+    subset: ReadonlySet<string> | undefined;
+    dryRun: boolean;
+    spans?: RouteSpans;
+  }): Decision {
+    const { core, clock, metrics } = this.#d;
+    const { openAi, pool, prompt, spans } = options;
+    const started = clock.now();
+    const lookup = spans?.start("lookup");
+    const decision = core.place(
+      {
+        requestId: options.requestId === "" ? randomUUID() : options.requestId,
+        pool,
+        model: openAi.model ?? "",
+        promptTokens: prompt.tokens,
+        hashes: prompt.hashes,
+        tokensMax: openAi.tokensMax,
+        loadOnlyReason: prompt.loadOnly ?? "",
+        subset: options.subset,
+        dryRun: options.dryRun,
+        unixUs: clock.wallUnixUs(),
+      },
+      started,
+    );
+    decision.decideUs = (clock.now() - started) * 1_000;
+    const context = spans?.context;
+    if (context !== undefined) {
+      decision.traceId = context.traceId;
+      decision.traceparent = formatTraceparent(context);
+    }
+    spans?.placed(lookup, decision, core);
+    if (prompt.loadOnly !== undefined) metrics.loadOnly.inc({ reason: prompt.loadOnly });
+    const { outcome } = decision;
+    metrics.decisions.inc({ outcome: outcome.kind, policy: decision.policy });
+    this.#d.onDecision(decision);
+    if (outcome.kind !== "placed") {
+      throw new MeshError(outcome.code, outcome.message, { retryAfterMs: retryAfterDefaultMs });
+    }
+    const [chosen] = decision.candidates;
+    if (chosen !== undefined && prompt.loadOnly === undefined && prompt.tokens > 0) {
+      metrics.matchedBlocks.observe(chosen.matchedBlocks);
+      metrics.prefixHitRatio.observe(chosen.matchedTokens / prompt.tokens);
+    }
+    return decision;
+  }
+
+  #answer(decision: Decision, bodyMode: string): Answer {
+    const single = bodyMode === "full_duplex" && !this.#d.duplexFallbacks;
+    const endpoints = single ? decision.endpoints.slice(0, 1) : decision.endpoints;
+    const destination = endpoints.join(",");
+    const [chosen] = decision.candidates;
+    return {
+      kind: "route",
+      setHeaders: [
+        [headerNames.pool, `pool-${decision.pool}`],
+        [headerNames.destination, destination],
+      ],
+      removeHeaders: [],
+      metadata: {
+        "envoy.lb": { [headerNames.destination]: destination },
+        kvmesh: {
+          decision: decision.id,
+          traceparent: decision.traceparent,
+          predicted_ttft_ms: (chosen?.predictedTtftMs ?? 0).toFixed(1),
+          worker: decision.workerId ?? "",
+        },
+      },
+    };
+  }
+
+  #refuse(error: MeshError, context: RequestContext, spans: RouteSpans): ImmediateAnswer {
+    this.#d.metrics.refused.inc({ code: error.code });
+    spans.refused(error, context.requestId);
+    return immediateError(error);
+  }
+}
+
+function readTruncated(body: Uint8Array, path: string): OpenAiRequest {
+  try {
+    // The whole body may have fitted: trailers alone also leave the end mark unset.
+    return readOpenAiRequest(path, body);
+  } catch {
+    return readTruncatedRequest(body);
+  }
+}
+
+/** An error as the answer to the client: OpenAI shape, Retry-After where it makes sense. */
+export function immediateError(error: MeshError): ImmediateAnswer {
+  const { status, body } = openAiError(error);
+  const headers: [string, string][] = [["content-type", "application/json"]];
+  if (status === 429 || status === 503) {
+    const waitMs = Math.max(1, error.retryAfterMs ?? retryAfterDefaultMs);
+    headers.push(["retry-after", Math.ceil(waitMs / 1_000).toString()]);
+    headers.push(["retry-after-ms", Math.ceil(waitMs).toString()]);
+    headers.push(["x-kvmesh-shed-reason", error.code]);
+  }
+  return {
+    kind: "immediate",
+    status,
+    headers,
+    body,
+    details: `kvmesh_${error.code}`,
+    grpcStatus: wire[error.code].grpc,
+  };
+}

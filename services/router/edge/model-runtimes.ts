@@ -1,0 +1,124 @@
+import { createHash } from "node:crypto";
+import type { Logger } from "pino";
+import { hashRoot } from "../../shared/core/block-hash.ts";
+import { ChatTemplate } from "../../shared/core/chat-template.ts";
+import { loadTokenizer } from "../../shared/edge/tokenizer-loader.ts";
+import type { MemberFacts } from "../core/membership/member.ts";
+import type {
+  ModelRuntime,
+  PromptTemplate,
+  PromptTokenizer,
+} from "../core/prompt/model-runtime.ts";
+
+/** Largest model file that a worker may deliver, bytes. */
+export const artifactBytesMax = 64 * 1024 * 1024;
+
+type TokenizerState =
+  | { readonly kind: "wanted" }
+  | { readonly kind: "loading" }
+  | { readonly kind: "ready"; readonly tokenizer: PromptTokenizer }
+  | { readonly kind: "unsupported"; readonly reason: string };
+
+/**
+ * Tokenizers and chat templates of the pools, delivered by workers and checked by digest. Until a file has come,
+ * requests of its pool are placed by load. Kept for the life of the process: a mesh serves few models.
+ */
+export class ModelRuntimes {
+  readonly #hashSeed: Uint8Array;
+  readonly #log: Logger;
+  readonly #facts = new Map<string, MemberFacts>();
+  readonly #tokenizers = new Map<string, TokenizerState>();
+  readonly #templateSources = new Map<string, string>();
+  readonly #runtimes = new Map<string, ModelRuntime>();
+
+  constructor(options: { readonly hashSeed: Uint8Array; readonly log: Logger }) {
+    this.#hashSeed = options.hashSeed;
+    this.#log = options.log;
+  }
+
+  /** What is needed to read the prompts of a pool; `undefined` before its first worker. */
+  get(pool: string): ModelRuntime | undefined {
+    const known = this.#runtimes.get(pool);
+    if (known !== undefined) return known;
+    const facts = this.#facts.get(pool);
+    if (facts === undefined) return undefined;
+    const tokenizer = this.#tokenizers.get(facts.tokenizerSha256);
+    const runtime: ModelRuntime = {
+      tokenizer: tokenizer?.kind === "ready" ? tokenizer.tokenizer : undefined,
+      unsupported: tokenizer?.kind === "unsupported",
+      template: this.#template(facts),
+      addsSpecialTokens: facts.addsSpecialTokens,
+      root: hashRoot(this.#hashSeed, { model: facts.models[0] ?? "" }),
+    };
+    this.#runtimes.set(pool, runtime);
+    return runtime;
+  }
+
+  /** A worker's facts; returns the digests (hex) of the files that it should deliver. */
+  wanted(facts: MemberFacts): string[] {
+    this.#facts.set(facts.pool, facts);
+    this.#runtimes.delete(facts.pool);
+    const { tokenizerSha256, chatTemplateSha256 } = facts;
+    if (tokenizerSha256 !== "" && !this.#tokenizers.has(tokenizerSha256)) {
+      this.#tokenizers.set(tokenizerSha256, { kind: "wanted" });
+    }
+    const wanted: string[] = [];
+    if (this.#tokenizers.get(tokenizerSha256)?.kind === "wanted") wanted.push(tokenizerSha256);
+    if (chatTemplateSha256 !== "" && !this.#templateSources.has(chatTemplateSha256)) {
+      wanted.push(chatTemplateSha256);
+    }
+    return wanted;
+  }
+
+  /** Whether every tokenizer that a worker has can be used now, or never will. */
+  get settled(): boolean {
+    return [...this.#tokenizers.values()].every(
+      (t) => t.kind === "ready" || t.kind === "unsupported",
+    );
+  }
+
+  /** A file has come whole. Returns false when it is not the file that the digest names. */
+  deliver(sha256: string, content: Uint8Array): boolean {
+    if (createHash("sha256").update(content).digest("hex") !== sha256) return false;
+    const state = this.#tokenizers.get(sha256);
+    if (state === undefined) {
+      this.#templateSources.set(sha256, new TextDecoder().decode(content));
+      this.#runtimes.clear();
+    } else if (state.kind === "wanted") this.#load(sha256, content);
+    return true;
+  }
+
+  #load(sha256: string, content: Uint8Array): void {
+    this.#tokenizers.set(sha256, { kind: "loading" });
+    loadTokenizer(content).then(
+      (tokenizer) => {
+        this.#tokenizers.set(sha256, { kind: "ready", tokenizer });
+        this.#runtimes.clear();
+        this.#log.info({ event: "tokenizer_loaded", sha256 }, "tokenizer loaded");
+      },
+      (error: unknown) => {
+        const reason = error instanceof Error ? error.message : String(error);
+        this.#tokenizers.set(sha256, { kind: "unsupported", reason });
+        this.#runtimes.clear();
+        this.#log.error(
+          { event: "tokenizer_refused", sha256, reason },
+          "tokenizer cannot be used; prompts of its pools are placed by load",
+        );
+      },
+    );
+  }
+
+  #template(facts: MemberFacts): PromptTemplate | undefined {
+    const source = this.#templateSources.get(facts.chatTemplateSha256);
+    if (source === undefined) return undefined;
+    try {
+      return new ChatTemplate(source, { bos: facts.bosToken, eos: facts.eosToken });
+    } catch (error) {
+      this.#log.error(
+        { event: "chat_template_refused", pool: facts.pool, err: error },
+        "chat template cannot be used; chats of its pool are placed by load",
+      );
+      return undefined;
+    }
+  }
+}
