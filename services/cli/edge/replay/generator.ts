@@ -185,28 +185,38 @@ class Run {
   async #sendAll(): Promise<void> {
     const { dueMs, durationMs } = this.#schedule;
     while (this.#sent < dueMs.length && !this.#isStopped()) {
-      const waitMs = (dueMs[this.#sent] as number) - this.#elapsedMs();
-      if (waitMs > 0) await this.#pause(waitMs);
-      else this.#send(this.#sent++);
+      // Made before it is due, so that making it delays nothing.
+      const made = this.#make(this.#sent);
+      for (;;) {
+        const waitMs = (dueMs[this.#sent] as number) - this.#elapsedMs();
+        if (waitMs <= 0 || this.#isStopped()) break;
+        await this.#pause(waitMs);
+      }
+      if (!this.#isStopped()) this.#send(this.#sent++, made);
     }
     while (!this.#isStopped() && this.#elapsedMs() < durationMs) {
       await this.#pause(durationMs - this.#elapsedMs());
     }
   }
 
-  #send(index: number): void {
-    const dueMs = this.#schedule.dueMs[index] as number;
-    const isWarmup = dueMs < this.#schedule.warmupMs;
-    const request = this.#options.workload.requests[index] as { outputTokens: number };
-    const { outputTokens } = request;
+  #make(index: number): { prompt: string; outputTokens: number; body: string } {
+    const { model, verify, workload } = this.#options;
+    const { outputTokens } = workload.requests[index] as { outputTokens: number };
     const prompt = this.#prompts.prompt(index);
+    const withTokenIds = verify !== undefined;
+    const body = requestBody({ api: this.#api, model, prompt, outputTokens, withTokenIds });
+    return { prompt: withTokenIds ? prompt : "", outputTokens, body };
+  }
+
+  #send(index: number, made: { prompt: string; outputTokens: number; body: string }): void {
+    const dueMs = this.#schedule.dueMs[index] as number;
     const exchange = new Exchange({
       index,
       dueMs,
       sentMs: this.#elapsedMs(),
-      isWarmup,
-      outputTokens,
-      prompt: this.#options.verify === undefined ? "" : prompt,
+      isWarmup: dueMs < this.#schedule.warmupMs,
+      outputTokens: made.outputTokens,
+      prompt: made.prompt,
       check: this.#options.verify,
       now: this.#elapsedMs,
       onEnd: (record) => this.#ended(exchange, record),
@@ -217,18 +227,7 @@ class Run {
     }
     this.#open.add(exchange);
     this.#pool.dispatch(
-      {
-        method: "POST",
-        path: this.#path,
-        headers: this.#headers,
-        body: requestBody({
-          api: this.#api,
-          model: this.#options.model,
-          prompt,
-          outputTokens,
-          withTokenIds: this.#options.verify !== undefined,
-        }),
-      },
+      { method: "POST", path: this.#path, headers: this.#headers, body: made.body },
       exchange,
     );
   }

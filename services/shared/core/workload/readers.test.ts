@@ -23,7 +23,10 @@ function problem(read: () => unknown): { message: string; field: string | undefi
 describe("detectFormat", () => {
   test.each([
     ['{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": [0]}', "hash-ids"],
-    ['{"timestamp":1,"session":"a","input_length":1,"output_length":1,"keep":0,"runs":[]}', "agentic"],
+    [
+      '{"timestamp":1,"session":"a","input_length":1,"output_length":1,"keep":0,"runs":[]}',
+      "agentic",
+    ],
     ["TIMESTAMP,ContextTokens,GeneratedTokens", "azure"],
     ['{"format":"kvmesh.workload","version":1}', "prepared"],
     ['{"format":"other"}', undefined],

