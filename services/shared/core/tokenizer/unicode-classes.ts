@@ -95,7 +95,7 @@ function markNfcSensitive(table: Uint8Array): void {
       if (char.normalize("NFC") !== char || hasCombiningClass(char, decomposed)) flag(code);
       if (decomposed === char) continue;
       // Everything but the first part of a composition may compose with what stands before it.
-      for (const part of [...decomposed].slice(1)) flag(part.codePointAt(0) as number);
+      for (const part of Array.from(decomposed).slice(1)) flag(part.codePointAt(0) as number);
     }
   }
 }
