@@ -5,6 +5,8 @@ import { announceReady, runMain } from "../shared/edge/lifecycle.ts";
 import { createLogger } from "../shared/edge/log.ts";
 import { startTracing } from "../shared/edge/tracing.ts";
 import { EngineConfig } from "./config.ts";
+import { calibrateRun, formatCalibration } from "./core/calibration/calibrate-run.ts";
+import { readMeasuredRuns } from "./edge/calibration-files.ts";
 import { startEngine } from "./edge/engine-process.ts";
 
 const usage = `usage: main.ts engine [--config FILE] [--set path=value]… [--print-config]
@@ -54,6 +56,12 @@ export async function main(argv: readonly string[]): Promise<void> {
   switch (command) {
     case "engine":
       await runEngine(rest);
+      return;
+    case "calibrate":
+      for (const run of readMeasuredRuns()) {
+        const calibration = calibrateRun(run, { replaysMax: 150 });
+        process.stdout.write(`${formatCalibration(calibration)}\n\n`);
+      }
       return;
     default:
       process.stderr.write(usage);

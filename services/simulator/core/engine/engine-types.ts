@@ -109,7 +109,7 @@ export type FinishReason = "stop" | "length" | "abort";
 export interface EngineSequence {
   readonly request: EngineRequest;
   readonly submittedAt: MonoMs;
-  /** First time it was part of a step. */
+  /** When the first step with it was planned: with `asyncScheduling` the start of the step before. */
   readonly scheduledAt: MonoMs | undefined;
   readonly firstTokenAt: MonoMs | undefined;
   readonly lastTokenAt: MonoMs | undefined;
@@ -146,7 +146,11 @@ export interface StepStart {
   /** Tokens computed in this step, prefill and decode. */
   readonly stepTokens: number;
   readonly prefillTokens: number;
+  /** Σ n·(cached + n/2) over the prefill chunks. */
+  readonly prefillAttention: number;
   readonly decodeSequences: number;
+  /** Context of the decoding sequences, tokens. */
+  readonly decodeContextTokens: number;
   /** In the order the engine made them; empty when `blockEvents` is off. */
   readonly events: readonly BlockEvent[];
 }

@@ -162,10 +162,12 @@ export class EngineCore {
   startStep(now: MonoMs): StepStart | undefined {
     invariant(this.#step === undefined, "startStep while a step is in progress");
     const ahead = (this.#options.asyncScheduling ?? true) && this.#plannedAt !== undefined;
-    const visibleUntil = ahead ? (this.#plannedAt as number) : Infinity;
+    // A plan made ahead was made when the step before began, and saw what had arrived by then.
+    const plannedAt = ahead ? monoMs(this.#plannedAt as number) : now;
+    const visibleUntil = ahead ? plannedAt : Infinity;
     this.#scheduled.length = 0;
     this.#load.clear();
-    let any = this.#scheduler.plan(now, visibleUntil, this.#scheduled, this.#load);
+    let any = this.#scheduler.plan(plannedAt, visibleUntil, this.#scheduled, this.#load);
     this.#flushReleases();
     if (!any && ahead) {
       // The plan made ahead was empty, so the engine plans again once the step's results are in.
@@ -181,7 +183,9 @@ export class EngineCore {
       endsAt: monoMs(startedAt + stepMs(this.#options.model, load) * scale),
       stepTokens: load.prefillTokens + load.decodeSequences,
       prefillTokens: load.prefillTokens,
+      prefillAttention: load.prefillAttention,
       decodeSequences: load.decodeSequences,
+      decodeContextTokens: load.decodeContextTokens,
       events: this.#events.length === 0 ? noEvents : this.#events.slice(),
     };
     this.#events.length = 0;
@@ -221,7 +225,8 @@ export class EngineCore {
       if (this.#step !== undefined) {
         if (this.#step.endsAt > now) return this.#step.endsAt;
         at = this.#step.endsAt;
-        listener.stepEnded?.(this.finishStep());
+        const end = this.finishStep();
+        listener.stepEnded?.(end);
       }
       const start = this.startStep(at);
       if (start === undefined) return undefined;
