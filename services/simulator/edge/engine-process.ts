@@ -1,11 +1,15 @@
 import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import type { Clock } from "../../shared/core/clock.ts";
 import { SeededRandom } from "../../shared/core/random.ts";
 import { stepModels, type StepModel } from "../../shared/core/step-model.ts";
+import {
+  loadTokenizer,
+  readModelFiles,
+  specialTokenOf,
+} from "../../shared/edge/tokenizer-loader.ts";
 import type { Tracing } from "../../shared/edge/tracing.ts";
 import type { EngineConfig } from "../config.ts";
 import { EngineCore } from "../core/engine/engine.ts";
@@ -19,7 +23,7 @@ import { garbageFrames, parseFault, type Fault } from "./faults.ts";
 import { HttpSurface, type SurfaceRoutes } from "./http-surface.ts";
 import { encodeEventBatch } from "./kv-event-encoding.ts";
 import { KvEventPublisher } from "./kv-event-publisher.ts";
-import { loadPromptTokens } from "./prompt-tokens.ts";
+import { createPromptTokens } from "./prompt-tokens.ts";
 import { flag, parseJson, text, tokenList, whole, type JsonObject } from "./request-body.ts";
 import { badRequest, modelNotFound, promptTooLong } from "./vllm-error.ts";
 import { VllmBlockHasher } from "./vllm-block-hasher.ts";
@@ -63,11 +67,11 @@ export async function startEngine(
 ): Promise<RunningEngine> {
   const { clock, log, tracing } = environment;
   const folder = config.tokenizerDir === "" ? defaultTokenizerDir() : config.tokenizerDir;
-  const tokenizerJson = readFileSync(join(folder, "tokenizer.json"));
-  const tokenizerConfig = readFileSync(join(folder, "tokenizer_config.json"));
-  const vocabulary = new Vocabulary(tokenizerJson);
-  const prompts = await loadPromptTokens(tokenizerJson, tokenizerConfig);
-  const endToken = endTokenOf(tokenizerConfig, vocabulary);
+  const files = await readModelFiles(folder);
+  const tokenizer = await loadTokenizer(files.tokenizerJson);
+  const vocabulary = new Vocabulary(tokenizer);
+  const prompts = createPromptTokens(tokenizer, files);
+  const endToken = vocabulary.idOf(specialTokenOf(files.config, "eos_token") ?? "");
   const oracle = new TokenOracle({
     words: vocabulary.words,
     endToken,
@@ -366,14 +370,6 @@ export async function startEngine(
 async function until(clock: Clock, msMax: number, done: () => boolean): Promise<void> {
   const end = clock.now() + msMax;
   while (!done() && clock.now() < end) await clock.sleep(20);
-}
-
-function endTokenOf(tokenizerConfig: Buffer, vocabulary: Vocabulary): number {
-  const parsed = JSON.parse(tokenizerConfig.toString()) as { eos_token?: unknown };
-  const end = parsed.eos_token;
-  const name =
-    typeof end === "string" ? end : (end as { content?: string } | null | undefined)?.content;
-  return name === undefined ? -1 : (vocabulary.idOf(name) ?? -1);
 }
 
 /** Query form of the oracle: `prompt` or `tokens=1,2,3`, `seed`, `max_tokens`, `ignore_eos`. */
