@@ -57,6 +57,15 @@ function route(
   };
 }
 
+/** The route to whatever pool the router named, or to the default pool. */
+export function poolRoute(options: EnvoyOptions): Config {
+  return route("pools", options, {
+    match: {},
+    retryOn: "connect-failure,refused-stream,reset-before-request,retriable-status-codes",
+    hidden: hiddenFromEngines,
+  });
+}
+
 function routeConfig(listener: "public" | "trusted", options: EnvoyOptions): Config {
   return {
     name: listener,
@@ -86,11 +95,7 @@ function routeConfig(listener: "public" | "trusted", options: EnvoyOptions): Con
             retryOn: "connect-failure,refused-stream",
             hidden: hiddenFromRelays,
           }),
-          route("pools", options, {
-            match: {},
-            retryOn: "connect-failure,refused-stream,reset-before-request,retriable-status-codes",
-            hidden: hiddenFromEngines,
-          }),
+          poolRoute(options),
         ],
       },
     ],

@@ -8,6 +8,7 @@ import {
   type StreamAccessLogsMessage,
 } from "../../services/shared/gen/envoy/service/accesslog/v3/als.ts";
 import { AggregatedDiscoveryServiceService } from "../../services/shared/gen/envoy/service/discovery/v3/ads.ts";
+import { EndpointDiscoveryServiceService } from "../../services/shared/gen/envoy/service/endpoint/v3/eds.ts";
 import {
   ExternalProcessorService,
   type ExternalProcessorServer,
@@ -270,6 +271,7 @@ export async function startScriptedRouter(options: {
   server.addService(extProc, { process });
   server.addService(logs, { ...accessLog });
   server.addService(discoveryService, { ...ads.service });
+  server.addService(EndpointDiscoveryServiceService, { ...ads.endpointService });
   const port = await new Promise<number>((resolve, reject) => {
     server.bindAsync(
       `127.0.0.1:${(options.port ?? 0).toString()}`,

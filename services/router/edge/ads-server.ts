@@ -2,6 +2,7 @@ import { status, type ServerDuplexStream } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import type { Clock } from "../../shared/core/clock.ts";
 import type { AggregatedDiscoveryServiceServer } from "../../shared/gen/envoy/service/discovery/v3/ads.ts";
+import type { EndpointDiscoveryServiceServer } from "../../shared/gen/envoy/service/endpoint/v3/eds.ts";
 import type {
   DiscoveryRequest,
   DiscoveryResponse,
@@ -49,6 +50,8 @@ export interface AdsDependencies {
 export interface AdsService {
   /** To be registered on the control port. */
   readonly service: AggregatedDiscoveryServiceServer;
+  /** Also there: endpoints alone, for an Envoy whose aggregated discovery comes from somebody else. */
+  readonly endpointService: EndpointDiscoveryServiceServer;
   /** Replaces the union view of the members and tells every Envoy what changed. */
   setMembers(members: readonly DiscoveryMember[]): void;
   /** Replaces the relays, `ip:port` each. */
@@ -185,6 +188,7 @@ export function createAdsService(dependencies: AdsDependencies): AdsService {
 
   return {
     service: { streamAggregatedResources: open },
+    endpointService: { streamEndpoints: open },
     setMembers(members) {
       if (discovery.setMembers(members, clock.now())) sendAll();
     },
