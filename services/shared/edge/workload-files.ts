@@ -8,6 +8,7 @@ import {
   detectFormat,
   readAgenticRows,
   readAzureCsv,
+  readBailianRows,
   readHashIdRows,
 } from "../core/workload/readers.ts";
 import { spreadTicks } from "../core/workload/transform.ts";
@@ -21,7 +22,7 @@ const fileBytesMax = 1_073_741_824;
 
 /** How to read a file that says less than a workload needs. */
 export interface WorkloadFileOptions {
-  /** Tokens per block of the file's ids; default 512 for `hash_ids` files and 256 for the agentic stream. */
+  /** Tokens per block of the file's ids; default 512 for `hash_ids` files (16 for Qwen-Bailian), 256 for the agentic stream. */
   readonly blockTokens?: number;
   /** Spreads requests over ticks of this length, ms, for traces with coarse timestamps. */
   readonly spreadTickMs?: number;
@@ -88,7 +89,7 @@ function plainDefaults(workload: Workload): PreparedWorkload {
 
 /**
  * Loads a workload by name (`agentic`, `conversation`) or from a file, plain or gzip: our own prepared
- * format, Mooncake and other JSONL with `hash_ids`, the agentic stream, or Azure's CSV, told apart by
+ * format, Mooncake, Qwen-Bailian and other JSONL with `hash_ids`, the agentic stream, or Azure's CSV, told apart by
  * the first line. A file without defaults of its own gets rate factor 1.
  * Throws `invalid_request` that names file, line and field. Blocks while reading (about 0.2 s for the
  * named ones), so call it before anything is served.
@@ -126,6 +127,12 @@ export function loadWorkload(
         const blockTokens = options.blockTokens ?? 512;
         return plainDefaults(
           readHashIdRows(linesOf(text), { file: path, meta: { ...meta, blockTokens } }),
+        );
+      }
+      case "bailian": {
+        const blockTokens = options.blockTokens ?? 16;
+        return plainDefaults(
+          readBailianRows(linesOf(text), { file: path, meta: { ...meta, blockTokens } }),
         );
       }
       case "azure": {

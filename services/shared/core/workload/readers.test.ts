@@ -1,6 +1,12 @@
 import { describe, expect, test } from "vitest";
 import { MeshError } from "../errors.ts";
-import { detectFormat, readAgenticRows, readAzureCsv, readHashIdRows } from "./readers.ts";
+import {
+  detectFormat,
+  readAgenticRows,
+  readAzureCsv,
+  readBailianRows,
+  readHashIdRows,
+} from "./readers.ts";
 
 const meta = { name: "t", description: "d", licence: "l", source: "s" };
 const hashIds = (...lines: string[]) =>
@@ -27,6 +33,7 @@ describe("detectFormat", () => {
       '{"timestamp":1,"session":"a","input_length":1,"output_length":1,"keep":0,"runs":[]}',
       "agentic",
     ],
+    ['{"chat_id":1,"parent_chat_id":-1,"timestamp":1,"input_length":1}', "bailian"],
     ["TIMESTAMP,ContextTokens,GeneratedTokens", "azure"],
     ['{"format":"kvmesh.workload","version":1}', "prepared"],
     ['{"format":"other"}', undefined],
@@ -91,6 +98,35 @@ describe("readHashIdRows", () => {
     );
     expect(found.field).toBe(field);
     expect(found.message).toContain(message);
+  });
+});
+
+describe("readBailianRows", () => {
+  const row = (chat: number, parent: number, timestamp: number) =>
+    JSON.stringify({
+      chat_id: chat,
+      parent_chat_id: parent,
+      timestamp,
+      input_length: 40,
+      output_length: 5,
+      type: "text",
+      turn: 1,
+      hash_ids: [1_089, 2 ** 40],
+    });
+  const read = (...lines: string[]) =>
+    readBailianRows(lines, { file: "b.jsonl", meta: { ...meta, blockTokens: 16 } });
+
+  test("takes seconds, and the session from the chain of parents", () => {
+    const { requests } = read(row(5, -1, 0.5), row(9, 5, 61.114), row(12, 9, 70), row(13, 4, 71));
+    expect(requests.map((request) => request.session)).toEqual(["5", "5", "5", "4"]);
+    expect(requests[1]?.atMs).toBeCloseTo(61_114, 6);
+    expect(requests[1]?.blockIds).toEqual(Uint32Array.of(0, 1));
+  });
+
+  test("refuses a row without its ids", () => {
+    const found = problem(() => read('{"chat_id":1,"parent_chat_id":-2}'));
+    expect(found).toMatchObject({ field: "parent_chat_id" });
+    expect(found.message).toContain("b.jsonl:1: parent_chat_id is -2");
   });
 });
 

@@ -21,7 +21,7 @@ export interface ReaderOptions {
 }
 
 /** File formats that are recognised by their first line. */
-export type WorkloadFormat = "hash-ids" | "agentic" | "azure" | "prepared";
+export type WorkloadFormat = "hash-ids" | "bailian" | "agentic" | "azure" | "prepared";
 
 /**
  * Recognises a file by its first line that is not blank; `undefined` when it is none of ours.
@@ -41,7 +41,8 @@ export function detectFormat(firstLine: string): WorkloadFormat | undefined {
   if (typeof row !== "object" || row === null) return undefined;
   if ("format" in row) return row.format === "kvmesh.workload" ? "prepared" : undefined;
   if ("keep" in row && "runs" in row) return "agentic";
-  return "input_length" in row ? "hash-ids" : undefined;
+  if (!("input_length" in row)) return undefined;
+  return "parent_chat_id" in row ? "bailian" : "hash-ids";
 }
 
 /** Calls `visit` for every line that is not blank, with its place. */
@@ -57,6 +58,25 @@ export function forEachRow(
   }
 }
 
+/** Numbers ids by order of first appearance, so that ids past 32 bits fit too. */
+class IdOrdinals {
+  readonly #ordinals = new Map<number, number>();
+
+  of(ids: readonly number[]): Uint32Array {
+    const result = new Uint32Array(ids.length);
+    for (let i = 0; i < ids.length; i++) {
+      const id = ids[i] as number;
+      let ordinal = this.#ordinals.get(id);
+      if (ordinal === undefined) {
+        ordinal = this.#ordinals.size;
+        this.#ordinals.set(id, ordinal);
+      }
+      result[i] = ordinal;
+    }
+    return result;
+  }
+}
+
 /**
  * Reads JSONL rows `{timestamp (ms), input_length, output_length, hash_ids}`: Mooncake's format (512
  * tokens per block there), which other published traces share. `hash_ids` may be missing (nothing is
@@ -65,27 +85,48 @@ export function forEachRow(
  */
 export function readHashIdRows(lines: Lines, { file, meta }: ReaderOptions): Workload {
   const builder = new WorkloadBuilder(meta);
-  const ordinals = new Map<number, number>();
+  const ordinals = new IdOrdinals();
   forEachRow(lines, file, (text, place) => {
     const row = parseRow(text, place);
     const ids = row["hash_ids"] === undefined ? [] : wholeListField(row, "hash_ids", place);
-    const blockIds = new Uint32Array(ids.length);
-    ids.forEach((id, i) => {
-      let ordinal = ordinals.get(id);
-      if (ordinal === undefined) {
-        ordinal = ordinals.size;
-        ordinals.set(id, ordinal);
-      }
-      blockIds[i] = ordinal;
-    });
     const session = row["session"] === undefined ? undefined : textField(row, "session", place);
     builder.add(
       {
         atMs: numberField(row, "timestamp", 0, place),
         inputTokens: wholeField(row, "input_length", 1, place),
         outputTokens: Math.max(1, wholeField(row, "output_length", 0, place)),
-        blockIds,
+        blockIds: ordinals.of(ids),
         ...(session === undefined ? {} : { session }),
+      },
+      place,
+    );
+  });
+  return builder.build();
+}
+
+/**
+ * Reads the Qwen-Bailian usage traces (alibaba-edu/qwen-bailian-usagetraces-anon): as `hash_ids` rows,
+ * but with `timestamp` in seconds, 16 tokens per block, and `chat_id` with `parent_chat_id` (-1 for the
+ * first turn), which give the session: the first turn that the chain of parents leads to.
+ */
+export function readBailianRows(lines: Lines, { file, meta }: ReaderOptions): Workload {
+  const builder = new WorkloadBuilder(meta);
+  const ordinals = new IdOrdinals();
+  const roots = new Map<number, number>();
+  forEachRow(lines, file, (text, place) => {
+    const row = parseRow(text, place);
+    const chat = wholeField(row, "chat_id", 0, place);
+    const parent = wholeField(row, "parent_chat_id", -1, place);
+    // A parent from before the trace began has no row: the session then starts with that parent.
+    const root = parent === -1 ? chat : (roots.get(parent) ?? parent);
+    roots.set(chat, root);
+    builder.add(
+      {
+        atMs: numberField(row, "timestamp", 0, place) * 1_000,
+        inputTokens: wholeField(row, "input_length", 1, place),
+        outputTokens: Math.max(1, wholeField(row, "output_length", 0, place)),
+        blockIds: ordinals.of(wholeListField(row, "hash_ids", place)),
+        session: String(root),
       },
       place,
     );

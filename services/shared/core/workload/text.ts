@@ -44,7 +44,8 @@ const cachedWordsMax = 1_048_576;
 /**
  * Turns a workload into prompts. The text of a block depends on when its id first appears in the
  * workload, never on the id, so renumbering the ids changes no byte; equal ids give equal text, and
- * different ids different text (from three tokens per block on). Tokens past the named blocks are words of that request alone.
+ * different ids different text (from three tokens per block on). Tokens past the named blocks are
+ * words of that request alone.
  *
  * A prompt is exactly `inputTokens` tokens under the Qwen3 vocabulary, block boundaries included; under
  * another vocabulary the sharing stays and the counts shift. A partial last block is the beginning of
