@@ -13,10 +13,12 @@ import { sha256 } from "./sha256.ts";
  * the deployment's secret seed can compute. From the parent hash each block draws four starting
  * lanes and four odd multipliers, so someone who does not know the chain knows neither. Even tokens
  * go into lane a, odd ones into lane c (two independent chains keep the multiplier busy); b and d
- * absorb the whole history of a and c. A difference that cancels in a therefore stays in b unless two
- * more secret products cancel as well. Every step is a bijection of the lane for a given token and of
- * the token for a given lane. The 128 bits are folded into 64 and run through a bijective finaliser.
- * Two different prompts collide about once in 2⁶⁴ pairs.
+ * absorb the whole history of a and c. A difference that cancels in a therefore stays in b unless more
+ * secret products cancel as well. Every step is a bijection of the lane for a given token and of the
+ * token for a given lane. The 128 bits are folded into 64 and run through a bijective finaliser, so
+ * unrelated prompts collide about once in 2⁶⁴ pairs. Against crafted differences the argument needs
+ * ids below 2²⁴, which every vocabulary keeps: a flip of bit 31 alone passes a product unchanged.
+ * It is a fast keyed hash, not a cryptographic one: hashes are not shown to clients.
  *
  * On the wire a hash is 8 bytes little-endian: lo, then hi.
  */
