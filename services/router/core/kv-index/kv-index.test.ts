@@ -128,12 +128,15 @@ describe("KvIndex at its limits", () => {
 
   test("uses the room of cleared workers before it drops anything", () => {
     const index = new KvIndex({ workersMax: 2, blocksMax: 5_000, setsMax: 4 });
-    for (let round = 0; round < 20; round++) {
-      const slot = round % 2;
-      expect(index.store(slot, prompt(round, 5_000))).toBe(5_000);
-      expect(index.clear(slot)).toBe(5_000);
-      expect(index.blockCount).toBe(0);
+    index.store(0, prompt(0, 4_980));
+    for (let round = 1; round < 300; round++) {
+      const hashes = prompt(round, 20);
+      // One by one: the table is full of held blocks but for a few that nobody holds any more.
+      for (let i = 0; i < 20; i++) expect(index.store(1, hashes, i, 1)).toBe(1);
+      expect(depthsOf(index, hashes, 2)).toEqual([0, 20]);
+      expect(index.clear(1)).toBe(20);
     }
+    expect(index.blockCount).toBe(4_980);
     expect(index.droppedAtBlocksMax).toBe(0);
   });
 

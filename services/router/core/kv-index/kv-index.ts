@@ -42,9 +42,12 @@ export class KvIndex implements BlockIndex {
   readonly #active: Int32Array;
   readonly #activeWords: Uint16Array;
   #activeWordCount = 0;
-  /** Per set: the state of `#active` that it is known to contain. */
+  /**
+   * Per set: the lookup in which it was found to contain `#active`. That stays true for the rest of
+   * the lookup, because `#active` only shrinks.
+   */
   readonly #containsActive: Int32Array;
-  #activeVersion = 0;
+  #lookup = 0;
 
   /** Throws `invariant_violated` for limits outside the ranges named in `BlockIndexLimits`. */
   constructor(limits: BlockIndexLimits) {
@@ -157,7 +160,6 @@ export class KvIndex implements BlockIndex {
       if (next < 0) {
         this.#droppedAtSetsMax++;
         this.#lose(slot);
-        lastSet = -1;
         continue;
       }
       if (set === 0) {
@@ -203,8 +205,6 @@ export class KvIndex implements BlockIndex {
       let record = guesses[k] as number;
       if (!table.holds(record, lo, hi)) record = table.find(lo, hi);
       const set = records[record * recordWords + 2] as number;
-      // A block that nobody holds has no member to lose; unknown ones carry set 0.
-      if (this.#sets.sizes[set] === 0) continue;
       if (set !== lastSet) {
         lastNext = this.#setWithout(set, slot);
         lastSet = set;
@@ -213,6 +213,7 @@ export class KvIndex implements BlockIndex {
       if (next === set) continue;
       if (next < 0) {
         next = this.#dropAllButOne(set, slot);
+        // Making the keeper's set may have collected this one.
         lastSet = -1;
       }
       references[set] = (references[set] as number) - 1;
@@ -279,7 +280,7 @@ export class KvIndex implements BlockIndex {
       if (next === set) continue;
       set = next;
       if (i === 0) this.#activate(set);
-      else if (containsActive[set] === this.#activeVersion) continue;
+      else if (containsActive[set] === this.#lookup) continue;
       if (!this.#narrow(set, depths, i)) return i;
     }
     this.#finish(depths, count);
@@ -289,7 +290,7 @@ export class KvIndex implements BlockIndex {
   /** Starts with the holders of the first block. */
   #activate(set: number): void {
     const { rows, rowWords } = this.#sets;
-    this.#nextActiveVersion();
+    this.#nextLookup();
     for (let word = 0; word < rowWords; word++) {
       const bits = rows[set * rowWords + word] as number;
       this.#active[word] = bits;
@@ -303,21 +304,18 @@ export class KvIndex implements BlockIndex {
     const active = this.#active;
     const activeWords = this.#activeWords;
     let kept = 0;
-    let changed = false;
     for (let k = 0; k < this.#activeWordCount; k++) {
       const word = activeWords[k] as number;
       const before = active[word] as number;
       const after = before & (rows[set * rowWords + word] as number);
       if (after !== before) {
-        changed = true;
         active[word] = after;
         setDepths(depths, word, before & ~after, depth);
       }
       if (after !== 0) activeWords[kept++] = word;
     }
     this.#activeWordCount = kept;
-    if (changed) this.#nextActiveVersion();
-    this.#containsActive[set] = this.#activeVersion;
+    this.#containsActive[set] = this.#lookup;
     return kept > 0;
   }
 
@@ -328,12 +326,12 @@ export class KvIndex implements BlockIndex {
     }
   }
 
-  #nextActiveVersion(): void {
-    if (this.#activeVersion === 0x7fffffff) {
-      this.#activeVersion = 0;
+  #nextLookup(): void {
+    if (this.#lookup === 0x7fffffff) {
+      this.#lookup = 0;
       this.#containsActive.fill(0);
     }
-    this.#activeVersion++;
+    this.#lookup++;
   }
 
   /** Enters a block that the directly preceding `find` did not find; 0 at `blocksMax`. */
