@@ -70,6 +70,8 @@ export const MeshConfig = z.strictObject({
   keysFile: z.string().default(""),
   /** Pool that a request without a known model goes to, and the one served when no router lives. */
   defaultPool: z.string().default("default"),
+  /** Names of models in the default pool, for requests that no router placed; empty: what the engines say at start. */
+  models: z.array(z.string().min(1)).max(64).default([]),
   /** Whether the default pool is served unplaced when no router answers. */
   failOpen: z.boolean().default(true),
   /** Engines that somebody else runs; not used with --demo. */
@@ -84,3 +86,46 @@ export const MeshConfig = z.strictObject({
 });
 /** See `MeshConfig`. */
 export type MeshConfig = z.infer<typeof MeshConfig>;
+
+const count = z.number().int().positive();
+
+/** Key `envoy` of kvmesh.yaml: how the Envoy that `kvmesh up` starts behaves. Absent limits have Envoy-side defaults. */
+export const EnvoyConfig = z.strictObject({
+  /** Whether to start one; off when somebody runs their own with `kvmesh envoy print`. */
+  enabled: z.boolean().default(true),
+  /** Worker threads. */
+  concurrency: z.number().int().min(1).max(64).default(1),
+  /** How bodies are shown to routers; only `buffered` can fail open. */
+  bodyMode: z.enum(["buffered", "buffered_partial", "duplex"]).default("buffered"),
+  routerChoice: z.enum(["least_request", "round_robin"]).default("least_request"),
+  /** Tries after the first one. */
+  retriesMax: z.number().int().min(0).max(5).default(2),
+  /** File for one JSON line per request; empty writes none. */
+  accessLogPath: z.string().default(""),
+  limits: z
+    .strictObject({
+      bodyBytesMax: count,
+      headerKibMax: count,
+      headersMax: count,
+      connectionsMax: count,
+      streamsPerConnectionMax: count,
+      heapBytesMax: count,
+      requestsPerClusterMax: count,
+      guardBodyBytesMax: count,
+    })
+    .partial()
+    .default({}),
+  timeouts: z
+    .strictObject({
+      requestHeadersMs: milliseconds,
+      requestMs: milliseconds,
+      connectionIdleMs: milliseconds,
+      streamIdleMs: milliseconds,
+      routerMessageMs: milliseconds,
+      routerMessageMsMax: milliseconds,
+    })
+    .partial()
+    .default({}),
+});
+/** See `EnvoyConfig`. */
+export type EnvoyConfig = z.infer<typeof EnvoyConfig>;

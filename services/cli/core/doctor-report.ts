@@ -85,8 +85,10 @@ export interface EngineFacts {
 /** Join refusals and clock differences that workers report. */
 export interface MemberNotes {
   readonly workerId: string;
-  /** Last refusal of a router, such as already_exists. */
-  readonly refused?: string;
+  /** How many routers refuse it now. */
+  readonly refusedBy: number;
+  /** Outcomes of its joins that were refusals, such as id_taken. */
+  readonly refusals: readonly string[];
   /** Router's wall clock minus the worker's, ms. */
   readonly clockOffsetMs?: number;
 }
@@ -100,8 +102,15 @@ export interface PortFacts {
 export interface DoctorFacts {
   readonly nodeVersion: string;
   readonly hostNodeVersion: string | undefined;
-  readonly envoyBinary: { readonly path: string; readonly version?: string; readonly problem?: string };
-  readonly run: { readonly kind: "none" | "running" | "stale" | "unreadable" | "given"; readonly text: string };
+  readonly envoyBinary: {
+    readonly path: string;
+    readonly version?: string;
+    readonly problem?: string;
+  };
+  readonly run: {
+    readonly kind: "none" | "running" | "stale" | "unreadable" | "given";
+    readonly text: string;
+  };
   /** Permission bits of the keys file; absent when there is none. */
   readonly keysFile: { readonly path: string; readonly problem?: string } | undefined;
   readonly ports: readonly PortFacts[];
@@ -119,7 +128,12 @@ const clockOffsetMsMax = 500;
 /** A load report older than this is stale. */
 const reportAgeMsMax = 3_000;
 
-const ok = (subject: string, text: string): Finding => ({ severity: "ok", subject, text, mend: "" });
+const ok = (subject: string, text: string): Finding => ({
+  severity: "ok",
+  subject,
+  text,
+  mend: "",
+});
 const problem = (subject: string, text: string, mend: string): Finding => ({
   severity: "problem",
   subject,
@@ -139,7 +153,9 @@ export function diagnose(facts: DoctorFacts): Finding[] {
     ...installation(facts),
     ...runFindings(facts),
     ...keysFindings(facts),
-    ...facts.ports.map((one) => problem("ports", one.problem, "free the port or change the setting named")),
+    ...facts.ports.map((one) =>
+      problem("ports", one.problem, "free the port or change the setting named"),
+    ),
     ...(facts.envoy === undefined ? [] : envoyFindings(facts.envoy)),
     ...facts.routers.flatMap(routerFindings),
     ...twinFindings(facts.routers),
@@ -155,11 +171,17 @@ function installation(facts: DoctorFacts): Finding[] {
   findings.push(
     isVersionAtLeast(node, "26.0.0")
       ? ok("node", `services run on Node ${node}`)
-      : problem("node", `services would run on Node ${node}, they need 26`, `run "npm install": the package "node" brings it`),
+      : problem(
+          "node",
+          `services would run on Node ${node}, they need 26`,
+          `run "npm install": the package "node" brings it`,
+        ),
   );
   const { path, version, problem: missing } = facts.envoyBinary;
-  if (missing !== undefined) findings.push(problem("envoy", missing, `run "npm start" once; its set-up fetches Envoy`));
-  else if (version === undefined) findings.push(note("envoy", `${path} does not say its version`, ""));
+  if (missing !== undefined)
+    findings.push(problem("envoy", missing, `run "npm start" once; its set-up fetches Envoy`));
+  else if (version === undefined)
+    findings.push(note("envoy", `${path} does not say its version`, ""));
   else findings.push(versionFinding(`Envoy at ${path}`, version));
   return findings;
 }
@@ -180,9 +202,11 @@ function runFindings({ run }: DoctorFacts): Finding[] {
     case "given":
       return [ok("mesh", run.text)];
     case "none":
-      return [note("mesh", run.text, `start one with "npm start", or name a router with --router host:port`)];
+      return [note("mesh", run.text, "")];
     case "stale":
-      return [problem("mesh", run.text, `start it again with "kvmesh up"; the old run.json is replaced`)];
+      return [
+        problem("mesh", run.text, `start it again with "kvmesh up"; the old run.json is replaced`),
+      ];
     case "unreadable":
       return [problem("mesh", run.text, "remove the file, then start the mesh again")];
   }
@@ -192,7 +216,13 @@ function keysFindings({ keysFile }: DoctorFacts): Finding[] {
   if (keysFile === undefined) return [];
   return keysFile.problem === undefined
     ? [ok("keys", `${keysFile.path} is whole and readable by its owner alone`)]
-    : [problem("keys", keysFile.problem, `mode: chmod 600 ${keysFile.path}; content: move it away and "kvmesh up" makes a new one`)];
+    : [
+        problem(
+          "keys",
+          keysFile.problem,
+          `mode: chmod 600 ${keysFile.path}; content: move it away and "kvmesh up" makes a new one`,
+        ),
+      ];
 }
 
 function envoyFindings(envoy: EnvoyFacts): Finding[] {
@@ -203,13 +233,22 @@ function envoyFindings(envoy: EnvoyFacts): Finding[] {
   findings.push(
     envoy.live
       ? ok("envoy", `${envoy.url} is live`)
-      : problem("envoy", `${envoy.url} is not live`, "its routers must serve discovery; look at logs/envoy.log"),
+      : problem(
+          "envoy",
+          `${envoy.url} is not live`,
+          "its routers must serve discovery; look at logs/envoy.log",
+        ),
   );
-  if (envoy.version !== undefined) findings.push(versionFinding("the running Envoy", envoy.version));
+  if (envoy.version !== undefined)
+    findings.push(versionFinding("the running Envoy", envoy.version));
   findings.push(
     envoy.controlConnected
       ? ok("discovery", "Envoy is connected to a router")
-      : problem("discovery", "Envoy is connected to no router", "check that a router's control port answers"),
+      : problem(
+          "discovery",
+          "Envoy is connected to no router",
+          "check that a router's control port answers",
+        ),
   );
   if (envoy.cdsRejected + envoy.edsRejected > 0) {
     findings.push(
@@ -225,7 +264,11 @@ function envoyFindings(envoy: EnvoyFacts): Finding[] {
     findings.push(
       cluster.hosts > 0 && cluster.healthy === cluster.hosts
         ? ok("clusters", text)
-        : problem("clusters", text, "the processes behind it are down or have not joined; see below"),
+        : problem(
+            "clusters",
+            text,
+            "the processes behind it are down or have not joined; see below",
+          ),
     );
   }
   findings.push(...placementFindings(envoy));
@@ -270,7 +313,11 @@ function workerFindings(router: string, worker: WorkerFacts): Finding[] {
   const at = `${worker.workerId} (${worker.endpoint}) at ${router}`;
   if (worker.state !== "ready") {
     findings.push(
-      problem("worker", `${at} is ${worker.state}`, "look at the worker's log and the engine's health below"),
+      problem(
+        "worker",
+        `${at} is ${worker.state}`,
+        "look at the worker's log and the engine's health below",
+      ),
     );
   } else if (worker.reportAgeMs > reportAgeMsMax) {
     findings.push(
@@ -285,7 +332,11 @@ function workerFindings(router: string, worker: WorkerFacts): Finding[] {
   }
   if (worker.resyncs > 3) {
     findings.push(
-      note("worker", `${at} was resynchronised ${worker.resyncs} times`, "events are lost between engine and worker; raise the engine's hwm or buffer_steps"),
+      note(
+        "worker",
+        `${at} was resynchronised ${worker.resyncs} times`,
+        "events are lost between engine and worker; raise the engine's hwm or buffer_steps",
+      ),
     );
   }
   return findings;
@@ -313,18 +364,28 @@ function twinFindings(routers: readonly RouterFacts[]): Finding[] {
 function healthFinding(one: HealthFacts): Finding {
   return one.problem === undefined
     ? ok("health", `${one.name} at ${one.url} answers`)
-    : problem("health", `${one.name} at ${one.url}: ${one.problem}`, "start it, or look at its log in the state folder");
+    : problem(
+        "health",
+        `${one.name} at ${one.url}: ${one.problem}`,
+        "start it, or look at its log in the state folder",
+      );
 }
 
 function engineFindings(engine: EngineFacts, facts: DoctorFacts): Finding[] {
   const who = `engine of ${engine.workerId} (${engine.url})`;
   if (engine.problem !== undefined) {
-    return [problem("engine", `${who}: ${engine.problem}`, "start the engine or correct its address")];
+    return [
+      problem("engine", `${who}: ${engine.problem}`, "start the engine or correct its address"),
+    ];
   }
   const findings: Finding[] = [];
   if (engine.prefixCaching === false) {
     findings.push(
-      problem("engine", `${who} runs without prefix caching: there is nothing to route to`, "start it with --enable-prefix-caching"),
+      problem(
+        "engine",
+        `${who} runs without prefix caching: there is nothing to route to`,
+        "start it with --enable-prefix-caching",
+      ),
     );
   }
   const mesh = facts.meshBlockSizeTokens;
@@ -346,9 +407,17 @@ function engineFindings(engine: EngineFacts, facts: DoctorFacts): Finding[] {
 function eventFindings(who: string, engine: EngineFacts, facts: DoctorFacts): Finding[] {
   const mend = `start it with --kv-events-config '{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://*:5557","replay_endpoint":"tcp://*:5558"}' and name the address in the worker's settings`;
   if (engine.kvEventsOpen === false) {
-    return [problem("engine", `${who}: nothing listens for KV events at ${engine.kvEventsAddress ?? "?"}`, mend)];
+    return [
+      problem(
+        "engine",
+        `${who}: nothing listens for KV events at ${engine.kvEventsAddress ?? "?"}`,
+        mend,
+      ),
+    ];
   }
-  const known = facts.routers.flatMap((router) => router.workers).filter((worker) => worker.workerId === engine.workerId);
+  const known = facts.routers
+    .flatMap((router) => router.workers)
+    .filter((worker) => worker.workerId === engine.workerId);
   const blocks = Math.max(0, ...known.map((worker) => worker.blocks));
   if (known.length > 0 && blocks === 0 && (engine.promptTokens ?? 0) > 10_000) {
     return [
@@ -364,12 +433,13 @@ function eventFindings(who: string, engine: EngineFacts, facts: DoctorFacts): Fi
 
 function memberFindings(member: MemberNotes): Finding[] {
   const findings: Finding[] = [];
-  if (member.refused !== undefined) {
+  if (member.refusedBy > 0) {
+    const why = member.refusals.length === 0 ? "" : `: ${member.refusals.join(", ")}`;
     findings.push(
       problem(
         "worker",
-        `${member.workerId} is refused by a router: ${member.refused}`,
-        "already_exists: two workers share an id; permission_denied: its address is outside router.workers.allowedCidrs; unauthenticated: mesh.keys differ; invalid_request: block size or hash seed differ",
+        `${member.workerId} is refused by ${member.refusedBy} routers${why}`,
+        "id_taken: two workers share an id; address_not_allowed: its address is outside router.workers.allowedCidrs; bad_proof, hash_seed: mesh.keys differ; block_size: the engine's block does not divide the mesh's; its log says more",
       ),
     );
   }
@@ -386,7 +456,11 @@ function memberFindings(member: MemberNotes): Finding[] {
   return findings;
 }
 
-const marks: Readonly<Record<Severity, string>> = { ok: "ok     ", note: "note   ", problem: "PROBLEM" };
+const marks: Readonly<Record<Severity, string>> = {
+  ok: "ok     ",
+  note: "note   ",
+  problem: "PROBLEM",
+};
 
 /** The findings as lines, problems with how to mend them, and the sum last. */
 export function doctorView(findings: readonly Finding[]): string[] {
@@ -395,7 +469,8 @@ export function doctorView(findings: readonly Finding[]): string[] {
     return one.mend === "" ? [line] : [line, `${" ".repeat(20)}→ ${one.mend}`];
   });
   const problems = findings.filter((one) => one.severity === "problem").length;
-  const sum = problems === 0 ? "nothing is wrong" : problems === 1 ? "1 problem" : `${problems} problems`;
+  const sum =
+    problems === 0 ? "nothing is wrong" : problems === 1 ? "1 problem" : `${problems} problems`;
   return [...lines, "", `${findings.length} things looked at: ${sum}`];
 }
 

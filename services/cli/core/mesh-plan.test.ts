@@ -28,7 +28,6 @@ function input(over: Partial<PlanInput> = {}): PlanInput {
     blockSizeTokens: 16,
     policy: "kv",
     defaultPool: "default",
-    failOpen: true,
     ports: layOutPorts(layoutFrom(20_000), counts),
     console: true,
     otlpEndpoint: "http://127.0.0.1:20004",
@@ -97,7 +96,7 @@ describe("planMesh", () => {
     expect(plan.routers[0]?.settings).toMatchObject({
       logLevel: "warn",
       hotPort: 20_012,
-      pools: { extra: true, default: "default", failOpen: true },
+      pools: { extra: true, default: "default" },
     });
     expect(plan.workers[0]?.settings["logLevel"]).toBe("debug");
     expect(plan.engines).toEqual([]);

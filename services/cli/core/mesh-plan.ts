@@ -162,7 +162,6 @@ export interface PlanInput {
   readonly blockSizeTokens: number;
   readonly policy: string;
   readonly defaultPool: string;
-  readonly failOpen: boolean;
   readonly ports: MeshPorts;
   /** Whether a console is started. */
   readonly console: boolean;
@@ -227,24 +226,18 @@ function planRouter(input: PlanInput, index: number): ProcessPlan {
       { name: "control", port: own.control, setting: `mesh.ports.routerControl${step}` },
       { name: "http", port: own.http, setting: `mesh.ports.routerHttp${step}` },
     ],
-    settings: mergeSettings(
-      mergeSettings(
-        { policy: input.policy, pools: { failOpen: input.failOpen } },
-        input.sections.router,
-      ),
-      {
-        instance: `router-${String(index)}`,
-        host: input.host,
-        hotPort: own.hot,
-        controlPort: own.control,
-        httpPort: own.http,
-        keysFile: input.keysFile,
-        blockSizeTokens: input.blockSizeTokens,
-        pools: { default: input.defaultPool },
-        peers: addresses.filter((_, other) => other !== index),
-        ...endpointOf(input),
-      },
-    ),
+    settings: mergeSettings(mergeSettings({ policy: input.policy }, input.sections.router), {
+      instance: `router-${String(index)}`,
+      host: input.host,
+      hotPort: own.hot,
+      controlPort: own.control,
+      httpPort: own.http,
+      keysFile: input.keysFile,
+      blockSizeTokens: input.blockSizeTokens,
+      pools: { default: input.defaultPool, known: [input.defaultPool] },
+      peers: addresses.filter((_, other) => other !== index),
+      ...endpointOf(input),
+    }),
   };
 }
 
@@ -283,18 +276,18 @@ function planWorker(input: PlanInput, member: PlannedMember, index: number): Pro
     service: "worker",
     ports: [{ name: "http", port: http, setting: `mesh.ports.workerHttp${step}` }],
     settings: mergeSettings(mergeSettings(input.sections.worker, member.settings), {
-      id: member.workerId,
+      workerId: member.workerId,
       host: input.host,
       httpPort: http,
       keysFile: input.keysFile,
       pool: input.defaultPool,
-      routers: routerAddresses(input.host, input.ports),
+      blockSizeTokens: input.blockSizeTokens,
+      routers: { list: routerAddresses(input.host, input.ports) },
       engine: {
         url: member.engineUrl,
-        ...(member.kvEvents === undefined ? {} : { kvEvents: member.kvEvents }),
-        ...(member.kvReplay === undefined ? {} : { kvReplay: member.kvReplay }),
+        ...(member.kvEvents === undefined ? {} : { eventsEndpoint: member.kvEvents }),
+        ...(member.kvReplay === undefined ? {} : { replayEndpoint: member.kvReplay }),
       },
-      ...endpointOf(input),
     }),
   };
 }

@@ -13,11 +13,15 @@ import type { StateFolder } from "./state-folder.ts";
 /** Folder of package.json. */
 export const packageRoot = fileURLToPath(new URL("../../../../", import.meta.url));
 
+/** State folder when none is named. */
+export const defaultStatePath = join(packageRoot, ".kvmesh");
+
 /** Node that runs the services: the package's own where set-up has installed it. */
 const ownNode = join(packageRoot, "node_modules/node/bin/node");
-const serviceNode = existsSync(ownNode) ? ownNode : nodeBinary;
+export const serviceNode = existsSync(ownNode) ? ownNode : nodeBinary;
 
-const entryPoints: Readonly<Record<PlannedService, readonly [string, ...string[]]>> = {
+/** Program and words of each service, from the package's folder. */
+export const entryPoints: Readonly<Record<PlannedService, readonly [string, ...string[]]>> = {
   router: ["services/router/main.ts"],
   worker: ["services/worker/main.ts"],
   engine: ["services/simulator/main.ts", "engine"],
@@ -50,7 +54,7 @@ export interface MeshOptions {
 }
 
 /** Longest times of the parts of a stop, ms; their sum stays below 5 s. */
-const stopMs = { drain: 800, envoy: 700, workers: 900, servers: 1_200, console: 900 } as const;
+const stopMs = { drain: 800, envoy: 500, servers: 3_000, console: 500 } as const;
 
 /** The processes of one mesh: started in order, watched, and ended in order, each by its own id. */
 export class Mesh {
@@ -277,8 +281,9 @@ export class Mesh {
   async #stopInOrder(): Promise<void> {
     this.routers.close();
     await this.#stopEnvoy();
-    await this.#stopAll(this.names("worker"), stopMs.workers);
-    await this.#stopAll([...this.names("engine"), ...this.names("router")], stopMs.servers);
+    // Routers answer on for a while after they are asked to end, which is when workers say goodbye to them.
+    const servers = [...this.names("worker"), ...this.names("router"), ...this.names("engine")];
+    await this.#stopAll(servers, stopMs.servers);
     await this.#stopAll(this.names("console"), stopMs.console);
   }
 

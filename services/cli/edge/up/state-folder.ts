@@ -40,9 +40,15 @@ const RunFile = z.object({
     z.object({ instance: z.string(), control: z.string(), http: z.string(), hot: z.string() }),
   ),
   members: z.array(
-    z.object({ workerId: z.string(), engineUrl: z.string(), workerHttp: z.string() }),
+    z.object({
+      workerId: z.string(),
+      engineUrl: z.string(),
+      workerHttp: z.string(),
+      kvEvents: z.string().optional(),
+    }),
   ),
   keysFile: z.string(),
+  blockSizeTokens: z.number().int(),
   processes: z.array(
     z.object({
       name: z.string(),

@@ -1,0 +1,162 @@
+import { describe, expect, test } from "vitest";
+import { candidate, decision, observation } from "../../../test/support/decisions.ts";
+import { Outcome, type ExplainResponse } from "../../shared/gen/kvmesh/router/v1/router.ts";
+import { explainJson, explainView } from "./explain-view.ts";
+
+function response(over: Partial<ExplainResponse> = {}): ExplainResponse {
+  return { decision: decision(), whatIfWorkerId: "", whatIfCandidates: [], ...over };
+}
+
+/** Cells of the line that begins with these cells. */
+function cells(lines: readonly string[], ...first: readonly string[]): string[] {
+  const line = lines
+    .map((one) => one.trim().split(/ {2,}/))
+    .find((all) => first.every((cell, i) => all[i] === cell));
+  if (line === undefined) throw new Error(`no line ${first.join(" ")} in:\n${lines.join("\n")}`);
+  return line;
+}
+
+describe("explainView", () => {
+  test("prints every candidate with every cost term, the chosen one marked", () => {
+    const lines = explainView(response());
+    expect(cells(lines, "candidate", "cost")).toEqual([
+      "candidate",
+      "cost",
+      "queue",
+      "prefill",
+      "decode",
+      "predicted TTFT",
+    ]);
+    expect(cells(lines, "→", "w1", "111 ms")).toEqual([
+      "→",
+      "w1",
+      "111 ms",
+      "5.00 ms",
+      "6.10 ms",
+      "100 ms",
+      "11.1 ms",
+    ]);
+    expect(cells(lines, "w0", "140 ms")).toEqual([
+      "w0",
+      "140 ms",
+      "2.00 ms",
+      "38.4 ms",
+      "100 ms",
+      "41.2 ms",
+    ]);
+    expect(cells(lines, "→", "w1", "127.0.0.1:8101")).toEqual([
+      "→",
+      "w1",
+      "127.0.0.1:8101",
+      "30",
+      "480",
+      "3",
+      "1,024",
+      "2+1",
+      "120 ms",
+    ]);
+  });
+
+  test("prints why others were filtered out, the margin, and predicted beside observed", () => {
+    const lines = explainView(response());
+    expect(cells(lines, "w2")).toEqual(["w2", "127.0.0.1:8102", "draining"]);
+    expect(lines).toContain("margin  29.3 ms to the second candidate");
+    expect(cells(lines, "TTFT")).toEqual(["TTFT", "11.1 ms", "43.9 ms"]);
+    expect(cells(lines, "cached tokens")).toEqual(["cached tokens", "480", "480"]);
+    expect(lines).toContain(
+      "ended  status 200 after 812 ms, 1 attempt, 20,480 bytes; closed by access_log",
+    );
+  });
+
+  test("names a difference in cached tokens and an endpoint that was not the picked one", () => {
+    const observed = observation({
+      cachedTokens: 64,
+      cachedDifference: "evicted",
+      servedEndpoint: "127.0.0.1:8100",
+      servedAsPicked: false,
+      attempts: 2,
+      responseFlags: "UF",
+    });
+    const lines = explainView(response({ decision: decision({ observed }) }));
+    expect(cells(lines, "cached tokens")).toEqual(["cached tokens", "480", "64", "(evicted)"]);
+    expect(cells(lines, "served by")).toEqual([
+      "served by",
+      "127.0.0.1:8101",
+      "127.0.0.1:8100",
+      "not as picked",
+    ]);
+    expect(lines.at(-1)).toContain("2 attempts");
+    expect(lines.at(-1)).toContain("flags UF");
+  });
+
+  test("says that a request still runs, that its first byte never came, that cached tokens are unknown", () => {
+    expect(explainView(response({ decision: decision({ observed: undefined }) })).at(-1)).toContain(
+      "still runs",
+    );
+    const observed = observation({ ttftMs: 0, cachedTokens: -1, cachedDifference: "unknown" });
+    const lines = explainView(response({ decision: decision({ observed }) }));
+    expect(cells(lines, "TTFT")).toEqual(["TTFT", "11.1 ms", "never came"]);
+    expect(cells(lines, "cached tokens")).toEqual(["cached tokens", "480", "unknown", "(unknown)"]);
+  });
+
+  test("explains a refusal without candidates", () => {
+    const refused = decision({
+      outcome: Outcome.OUTCOME_NO_WORKER,
+      errorCode: "no_ready_worker",
+      errorMessage: "pool default has no ready worker",
+      workerId: "",
+      endpoints: [],
+      candidates: [],
+      observed: undefined,
+    });
+    const lines = explainView(response({ decision: refused }));
+    expect(cells(lines, "outcome")).toEqual([
+      "outcome",
+      "no worker: no_ready_worker, pool default has no ready worker",
+    ]);
+    expect(lines).toContain("candidates  none");
+    expect(lines.at(-1)).toBe("observed  nothing: the request went to no worker");
+  });
+
+  test("shows terms that only some candidates have, and a suspect block view", () => {
+    const candidates = [
+      candidate({ workerId: "w1", terms: [{ name: "queue", ms: 1 }], suspect: true }),
+      candidate({ terms: [{ name: "eviction", ms: 2 }] }),
+    ];
+    const lines = explainView(response({ decision: decision({ candidates }) }));
+    expect(cells(lines, "→", "w1", "1.00 ms")).toEqual([
+      "→",
+      "w1",
+      "1.00 ms",
+      "1.00 ms",
+      "–",
+      "41.2 ms",
+      "suspect: its block view is being resynchronised",
+    ]);
+  });
+
+  test("shows who would have won with other weights", () => {
+    const lines = explainView(
+      response({
+        whatIfWorkerId: "w0",
+        whatIfCandidates: [candidate(), candidate({ workerId: "w1" })],
+      }),
+    );
+    expect(lines).toContain("what if: w0 instead of w1");
+    expect(lines.filter((line) => line.startsWith("→"))).toHaveLength(4);
+  });
+});
+
+test("the JSON form survives a round trip and holds 64-bit numbers as text", () => {
+  const json: unknown = JSON.parse(JSON.stringify(explainJson(response())));
+  expect(json).toMatchObject({
+    schema: 1,
+    decision: {
+      outcome: "placed",
+      decidedUnixUs: "1790000000123456",
+      candidates: [{ workerId: "w1" }, { workerId: "w0" }],
+      observed: { responseBytes: "20480" },
+    },
+    whatIf: null,
+  });
+});

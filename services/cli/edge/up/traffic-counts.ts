@@ -1,0 +1,58 @@
+import { request } from "undici";
+import { readSamples } from "../../core/metrics-text.ts";
+import type { Mesh } from "./mesh.ts";
+
+/** What Envoy and the routers have counted since they started. */
+export interface TrafficCounts {
+  /** Requests that went unplaced: let through without a router's answer, or served by another than picked. */
+  readonly unpicked: number;
+  /** Requests sent to each engine, by its ip:port. */
+  readonly byEndpoint: ReadonlyMap<string, number>;
+}
+
+/** Reads the counts of now. Fails when Envoy or a router does not answer. */
+export async function readTraffic(mesh: Mesh): Promise<TrafficCounts> {
+  const { ports, host, envoy } = mesh.options;
+  const [stats, clusters, routers] = await Promise.all([
+    mesh.admin.stats("\\.ext_proc\\.failure_mode_allowed$"),
+    mesh.admin.clusters(),
+    Promise.all(
+      ports.routers.map((router) => readUnpicked(`http://${host}:${router.http}/metrics`)),
+    ),
+  ]);
+  const allowed = [...stats.values()].reduce((sum, value) => sum + value, 0);
+  const hosts = clusters.get(envoy?.poolCluster ?? "") ?? [];
+  return {
+    unpicked: allowed + routers.reduce((sum, value) => sum + value, 0),
+    byEndpoint: new Map(hosts.map((one) => [one.endpoint, one.stats["rq_total"] ?? 0])),
+  };
+}
+
+/**
+ * Requests between two counts. A count that fell (its process started again) counts from zero; an endpoint that is
+ * gone counts nothing.
+ */
+export function trafficBetween(
+  before: TrafficCounts,
+  after: TrafficCounts,
+  names: ReadonlyMap<string, string>,
+): { readonly unpicked: number; readonly workers: Record<string, number> } {
+  const grown = (from: number, to: number): number => (to >= from ? to - from : to);
+  const workers: Record<string, number> = {};
+  for (const [endpoint, count] of after.byEndpoint) {
+    workers[names.get(endpoint) ?? endpoint] = grown(before.byEndpoint.get(endpoint) ?? 0, count);
+  }
+  return { unpicked: grown(before.unpicked, after.unpicked), workers };
+}
+
+/**
+ * Requests that a router saw served by another endpoint than it had picked, from its metrics. Requests without any
+ * decision (`no_decision`) are left out: Envoy counts them too, also while no router lives.
+ */
+async function readUnpicked(url: string): Promise<number> {
+  const { body } = await request(url, { signal: AbortSignal.timeout(2_000) });
+  const samples = readSamples(await body.text(), ["kvmesh_router_unpicked_total"]);
+  return samples
+    .filter((sample) => sample.labels["reason"] !== "no_decision")
+    .reduce((sum, sample) => sum + sample.value, 0);
+}

