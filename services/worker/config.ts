@@ -20,7 +20,10 @@ export const WorkerConfig = z.strictObject({
     .refine(isWorkerId, { message: "must be 1 to 128 characters of [A-Za-z0-9._:-]" })
     .optional(),
   /** Pool that the engine serves in. */
-  pool: z.string().min(1).max(128).default("default"),
+  pool: z
+    .string()
+    .regex(/^[A-Za-z0-9._-]{1,64}$/, "must be 1 to 64 characters of [A-Za-z0-9._-]")
+    .default("default"),
   logLevel: z.enum(logLevels).default("info"),
   /** Address that the metrics port binds. */
   host: z.string().min(1).default("127.0.0.1"),

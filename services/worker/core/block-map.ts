@@ -120,6 +120,11 @@ export class BlockMap {
     return this.#engineBlockCount;
   }
 
+  /** Engine blocks held or remembered for the sake of later blocks of their run; what the bound is about. */
+  get rememberedCount(): number {
+    return this.#slots.count;
+  }
+
   /** Applies one event. */
   apply(event: KvEvent): void {
     switch (event.kind) {

@@ -166,7 +166,10 @@ export interface JoinLimits {
   readonly handshakeMsMax: number;
   /** Longest time that the router may not read, ms. */
   readonly blockedMsMax: number;
-  /** Longest time without progress of the acks while something is unacknowledged, ms. */
+  /**
+   * Longest time without progress of the acks, ms, from a load sample sent while something was
+   * unacknowledged: a router answers each load sample with an ack, deltas only now and then.
+   */
   readonly ackMsMax: number;
   /** Least time between the starts of two snapshots, ms: a router that always asks gets no more. */
   readonly snapshotIntervalMsMin: number;
@@ -221,7 +224,7 @@ export class JoinStream implements MeshBlockSink {
   #seq = 0;
   #ackedSeq = 0;
   #snapshotUnacked = false;
-  #progressAt = 0;
+  #ackDueSince: number | undefined;
   #blockedSince: number | undefined;
   #snapshot: Snapshot | undefined;
   #snapshotWanted = false;
@@ -274,11 +277,10 @@ export class JoinStream implements MeshBlockSink {
         return input.kind === "challenge" ? this.#check(input.challenge, now) : undefined;
       case "accept":
         this.#enter("snapshot", now);
-        this.#progressAt = now;
         this.#snapshotWanted = true;
         return undefined;
       case "ack":
-        if (input.kind === "ack") this.#acknowledge(input.appliedSeq, now);
+        if (input.kind === "ack") this.#acknowledge(input.appliedSeq);
         return undefined;
       case "resync":
         this.#wantSnapshot();
@@ -383,8 +385,7 @@ export class JoinStream implements MeshBlockSink {
     if (this.#blockedSince !== undefined && now - this.#blockedSince > blockedMsMax) {
       return { kind: "timeout", waitedFor: "write" };
     }
-    const owed = this.#snapshotUnacked || this.unackedCount > 0;
-    if (this.#phase === "live" && owed && now - this.#progressAt > ackMsMax) {
+    if (this.#ackDueSince !== undefined && now - this.#ackDueSince > ackMsMax) {
       return { kind: "timeout", waitedFor: "ack" };
     }
     return undefined;
@@ -400,6 +401,7 @@ export class JoinStream implements MeshBlockSink {
     this.#seq = 0;
     this.#ackedSeq = 0;
     this.#snapshotUnacked = false;
+    this.#ackDueSince = undefined;
     this.#blockedSince = undefined;
     this.#snapshot = undefined;
     this.#snapshotWanted = false;
@@ -432,12 +434,17 @@ export class JoinStream implements MeshBlockSink {
     return this.#member.agreeBlockSize(challenge.blockSizeTokens);
   }
 
-  #acknowledge(appliedSeq: number, now: MonoMs): void {
+  #acknowledge(appliedSeq: number): void {
     // Acks of an earlier numbering or beyond what was sent say nothing.
     if (appliedSeq < this.#ackedSeq || appliedSeq > this.#seq) return;
-    if (appliedSeq > this.#ackedSeq || this.#snapshotUnacked) this.#progressAt = now;
+    const isProgress = appliedSeq > this.#ackedSeq || this.#snapshotUnacked;
     this.#ackedSeq = appliedSeq;
     if (this.#phase === "live") this.#snapshotUnacked = false;
+    if (isProgress || !this.#owesAck()) this.#ackDueSince = undefined;
+  }
+
+  #owesAck(): boolean {
+    return this.#snapshotUnacked || this.unackedCount > 0;
   }
 
   #wantSnapshot(): void {
@@ -497,7 +504,6 @@ export class JoinStream implements MeshBlockSink {
     if (chunk.last) {
       this.#snapshot = undefined;
       this.#snapshotUnacked = true;
-      this.#progressAt = now;
       if (!this.#snapshotWanted) this.#phase = "live";
     }
     return { kind: "snapshot", chunk };
@@ -506,7 +512,6 @@ export class JoinStream implements MeshBlockSink {
   #nextDelta(time: JoinTime): JoinOutput | undefined {
     if (this.#pending.isEmpty) return undefined;
     const change = this.#pending.take(this.#limits.hashesPerMessage);
-    if (this.unackedCount === 0 && !this.#snapshotUnacked) this.#progressAt = time.now;
     this.#seq++;
     const oldest = this.#oldestEventUnixMs ?? time.wallUnixMs;
     if (this.#pending.isEmpty) this.#oldestEventUnixMs = undefined;
@@ -522,6 +527,7 @@ export class JoinStream implements MeshBlockSink {
     if (this.#load !== undefined) {
       const { sample, takenAt } = this.#load;
       this.#load = undefined;
+      if (this.#owesAck()) this.#ackDueSince ??= now;
       return { kind: "load", sample, sampleAgeMs: Math.max(0, now - takenAt) };
     }
     const artifact = this.#artifacts[0];

@@ -11,6 +11,9 @@ export interface Artifacts {
   readonly tokenizerSha256: Buffer;
   readonly chatTemplateSha256: Buffer;
   readonly addsSpecialTokens: boolean;
+  /** Texts that chat templates may use; empty when there is none. */
+  readonly bosToken: string;
+  readonly eosToken: string;
   readonly files: ReadonlyMap<string, Buffer>;
 }
 
@@ -19,13 +22,19 @@ export const noArtifacts: Artifacts = {
   tokenizerSha256: Buffer.alloc(0),
   chatTemplateSha256: Buffer.alloc(0),
   addsSpecialTokens: false,
+  bosToken: "",
+  eosToken: "",
   files: new Map(),
 };
 
 const NamedTemplates = z.array(z.object({ name: z.string(), template: z.string() }));
+const TokenText = z.union([z.string(), z.object({ content: z.string() })]).nullish();
 const TokenizerConfig = z.object({
   chat_template: z.union([z.string(), NamedTemplates]).nullish(),
+  bos_token: TokenText,
+  eos_token: TokenText,
 });
+type TokenizerConfig = z.infer<typeof TokenizerConfig>;
 
 interface PostProcessor {
   readonly type?: string | undefined;
@@ -47,7 +56,11 @@ const Tokenizer = z.object({ post_processor: PostProcessor.nullish() });
  */
 export function readArtifacts(modelDir: string): Artifacts {
   const tokenizer = readFile(join(modelDir, "tokenizer.json"));
-  const template = readTemplate(modelDir);
+  const configPath = join(modelDir, "tokenizer_config.json");
+  const config = existsSync(configPath)
+    ? parse(readFile(configPath), configPath, TokenizerConfig)
+    : {};
+  const template = readTemplate(modelDir, config);
   const files = new Map<string, Buffer>();
   const keep = (content: Buffer): Buffer => {
     const sha256 = createHash("sha256").update(content).digest();
@@ -58,6 +71,8 @@ export function readArtifacts(modelDir: string): Artifacts {
     tokenizerSha256: keep(tokenizer),
     chatTemplateSha256: template === undefined ? Buffer.alloc(0) : keep(template),
     addsSpecialTokens: addsSpecialTokens(tokenizer, modelDir),
+    bosToken: tokenText(config.bos_token),
+    eosToken: tokenText(config.eos_token),
     files,
   };
 }
@@ -94,12 +109,14 @@ function parse<T>(content: Buffer, path: string, schema: z.ZodType<T>): T {
   }
 }
 
-function readTemplate(modelDir: string): Buffer | undefined {
+function tokenText(token: TokenizerConfig["bos_token"]): string {
+  return typeof token === "string" ? token : (token?.content ?? "");
+}
+
+function readTemplate(modelDir: string, config: TokenizerConfig): Buffer | undefined {
   const jinja = join(modelDir, "chat_template.jinja");
   if (existsSync(jinja)) return readFile(jinja);
-  const path = join(modelDir, "tokenizer_config.json");
-  if (!existsSync(path)) return undefined;
-  const template = parse(readFile(path), path, TokenizerConfig).chat_template;
+  const template = config.chat_template;
   if (template === null || template === undefined) return undefined;
   if (typeof template === "string") return Buffer.from(template, "utf8");
   const named = template.find((entry) => entry.name === "default") ?? template[0];

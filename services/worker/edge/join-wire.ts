@@ -57,6 +57,8 @@ export function toHello(
       tokenizerSha256: artifacts.tokenizerSha256,
       chatTemplateSha256: artifacts.chatTemplateSha256,
       addsSpecialTokens: artifacts.addsSpecialTokens,
+      bosToken: artifacts.bosToken,
+      eosToken: artifacts.eosToken,
     },
     cache: {
       engineBlockSizeTokens: cache?.blockSizeTokens ?? 0,

@@ -153,7 +153,9 @@ function readMapEvent(reader: MsgpackReader): KvEvent | undefined {
       continue;
     }
     const name = lookUp(reader, fieldsByLength);
-    if (name === undefined) reader.skip();
+    // Fields of an event type that is not known may mean something else, so they are not read.
+    const isForeign = sawType && type === undefined;
+    if (name === undefined || isForeign) reader.skip();
     else if (name === "type") {
       type = lookUp(reader, typesByLength);
       sawType = true;
