@@ -70,7 +70,7 @@ export async function startEngine(
   const files = await readModelFiles(folder);
   const tokenizer = await loadTokenizer(files.tokenizerJson);
   const vocabulary = new Vocabulary(tokenizer);
-  const prompts = createPromptTokens(tokenizer, files);
+  const prompts = createPromptTokens(tokenizer, files, clock);
   const endToken = vocabulary.idOf(specialTokenOf(files.config, "eos_token") ?? "");
   const oracle = new TokenOracle({
     words: vocabulary.words,

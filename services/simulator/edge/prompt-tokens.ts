@@ -1,11 +1,9 @@
-import { Template } from "@huggingface/jinja";
-import {
-  loadTokenizer,
-  specialTokenOf,
-  type ModelFiles,
-} from "../../shared/edge/tokenizer-loader.ts";
+import type { Clock } from "../../shared/core/clock.ts";
+import { ChatTemplate } from "../../shared/core/chat-template.ts";
+import type { Tokenizer } from "../../shared/core/tokenizer/tokenizer.ts";
+import { specialTokenOf, type ModelFiles } from "../../shared/edge/tokenizer-loader.ts";
 import type { JsonObject } from "./request-body.ts";
-import { badRequest, invalidBody, VllmError } from "./vllm-error.ts";
+import { badRequest, invalidBody } from "./vllm-error.ts";
 
 /** Turns what a request carries into token ids, as the engine's tokenizer and chat template would. */
 export interface PromptTokens {
@@ -15,10 +13,23 @@ export interface PromptTokens {
   encodeChat(body: JsonObject): Uint32Array;
 }
 
-/** Combines a model's tokenizer with its chat template. */
-export function createPromptTokens(tokenizer: Tokenizer, files: ModelFiles): PromptTokens {
+/** Combines a model's tokenizer with its chat template. Throws when the template cannot be parsed. */
+export function createPromptTokens(
+  tokenizer: Tokenizer,
+  files: ModelFiles,
+  clock: Clock,
+): PromptTokens {
   const prefix = tokenizer.prefixIds;
-  const template = files.chatTemplate === undefined ? undefined : new Template(files.chatTemplate);
+  const bos = specialTokenOf(files.config, "bos_token");
+  const eos = specialTokenOf(files.config, "eos_token");
+  const specialTokens = {
+    ...(bos === undefined ? {} : { bos }),
+    ...(eos === undefined ? {} : { eos }),
+  };
+  const template =
+    files.chatTemplate === undefined
+      ? undefined
+      : new ChatTemplate(files.chatTemplate, specialTokens);
   return {
     encode(text, addSpecial) {
       const ids = tokenizer.encode(text);
@@ -30,7 +41,7 @@ export function createPromptTokens(tokenizer: Tokenizer, files: ModelFiles): Pro
         throw badRequest("the model has no chat template; use /v1/completions", "messages");
       }
       const { messages, tools } = body as { messages?: unknown; tools?: unknown };
-      if (!Array.isArray(messages)) {
+      if (!Array.isArray(messages) || messages.length === 0) {
         throw invalidBody(
           "messages",
           "list_type",
@@ -39,20 +50,15 @@ export function createPromptTokens(tokenizer: Tokenizer, files: ModelFiles): Pro
         );
       }
       const kwargs = body["chat_template_kwargs"];
-      try {
-        const text = template.render({
-          messages,
-          tools: Array.isArray(tools) && tools.length > 0 ? tools : null,
-          add_generation_prompt: body["add_generation_prompt"] !== false,
-          bos_token: specialTokenOf(files.config, "bos_token") ?? "",
-          eos_token: specialTokenOf(files.config, "eos_token") ?? "",
-          ...(typeof kwargs === "object" && kwargs !== null ? kwargs : {}),
-        });
-        return tokenizer.encode(text);
-      } catch (error) {
-        if (error instanceof VllmError) throw error;
-        throw badRequest(`cannot apply the chat template: ${(error as Error).message}`, "messages");
-      }
+      const isObject = typeof kwargs === "object" && kwargs !== null && !Array.isArray(kwargs);
+      const text = template.render(messages as readonly unknown[], {
+        addGenerationPrompt: body["add_generation_prompt"] !== false,
+        continueFinalMessage: body["continue_final_message"] === true,
+        wallUnixMs: Math.floor(clock.wallUnixUs() / 1_000),
+        ...(Array.isArray(tools) && tools.length > 0 ? { tools } : {}),
+        ...(isObject ? { kwargs: kwargs as Readonly<Record<string, unknown>> } : {}),
+      });
+      return tokenizer.encode(text);
     },
   };
 }
