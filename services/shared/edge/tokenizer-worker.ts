@@ -6,7 +6,8 @@ import { tableBuffers, type TokenizerTables } from "../core/tokenizer/tables.ts"
 
 /** What the thread is given. */
 export interface TokenizerJob {
-  readonly json: Uint8Array;
+  /** Bytes of tokenizer.json in shared memory, so that starting the thread copies nothing. */
+  readonly json: Uint8Array<SharedArrayBuffer>;
   readonly hashKey: Int32Array<ArrayBuffer>;
 }
 
@@ -17,7 +18,8 @@ export type TokenizerJobResult =
 
 function run(job: TokenizerJob): void {
   try {
-    const tables = parseTokenizerJson(job.json, { hashKey: job.hashKey });
+    // Decoders refuse shared memory; this copy is on the thread's time.
+    const tables = parseTokenizerJson(new Uint8Array(job.json), { hashKey: job.hashKey });
     const result: TokenizerJobResult = { kind: "built", tables };
     parentPort?.postMessage(result, tableBuffers(tables));
   } catch (error) {
