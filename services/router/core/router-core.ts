@@ -199,13 +199,31 @@ export class RouterCore {
     else this.#effects.push({ kind: "member_changed", member });
   }
 
-  /** A peer router is gone with the streams it held and the requests it placed. */
-  routerLost(router: string, decisionPrefix: string, now: MonoMs): void {
+  /**
+   * A peer router is gone: the streams that it held are held by it no longer. The requests that it placed still run
+   * on their engines; their records reach other routers, and reports and hard ends close the rest.
+   */
+  routerLost(router: string, now: MonoMs): void {
     for (const member of this.members.routerLost(router, now)) {
       this.#effects.push({ kind: "member_changed", member });
     }
-    // Its open requests still run on their engines; reconciliation and hard ends close them.
-    void decisionPrefix;
+  }
+
+  /** A peer's snapshot named every member that it holds; `keys` are `workerId/dpRank`. */
+  peerHoldsOnly(router: string, keys: ReadonlySet<string>, now: MonoMs): void {
+    for (const member of this.members.heldOnly(router, keys, now)) {
+      this.#effects.push({ kind: "member_changed", member });
+    }
+  }
+
+  /** A peer's snapshot named every reservation that it has open. */
+  peerOpenOnly(router: string, open: ReadonlySet<string>, now: MonoMs): void {
+    const prefix = `${router}.`;
+    this.book.closeWhere(
+      (r) => !r.own && r.decisionId.startsWith(prefix) && !open.has(r.decisionId),
+      "released",
+      now,
+    );
   }
 
   /** Ends what has run out. Call about every 250 ms. */

@@ -111,10 +111,7 @@ function routing(answer: RoutingAnswer): CommonResponse {
   return { ...passing, headerMutation: headerMutation(answer), clearRouteCache: true };
 }
 
-function message(
-  response: Part,
-  dynamicMetadata: RoutingAnswer["metadata"] | undefined = undefined,
-): ProcessingResponse {
+function message(response: Part, dynamicMetadata?: RoutingAnswer["metadata"]): ProcessingResponse {
   return {
     response,
     dynamicMetadata: dynamicMetadata === undefined ? undefined : { ...dynamicMetadata },

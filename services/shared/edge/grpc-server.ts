@@ -127,16 +127,18 @@ export function toServiceError(error: unknown): Partial<ServiceError> & { code: 
   return { code: wire[mesh.code].grpc, details: mesh.message, metadata };
 }
 
-/** Turns an async handler into a grpc-js one: cancellation in, mapped errors out. */
+/** Turns a handler, async or not, into a grpc-js one: cancellation in, mapped errors out. */
 export function unary<Req, Res>(
-  handle: (request: Req, signal: AbortSignal) => Promise<Res>,
+  handle: (request: Req, signal: AbortSignal) => Res | Promise<Res>,
 ): handleUnaryCall<Req, Res> {
   return (call, callback) => {
     const abort = new AbortController();
     call.on("cancelled", () => {
       abort.abort(new MeshError("cancelled", "caller left"));
     });
-    handle(call.request, abort.signal).then(
+    new Promise<Res>((resolve) => {
+      resolve(handle(call.request, abort.signal));
+    }).then(
       (response) => {
         callback(null, response);
       },

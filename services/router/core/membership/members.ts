@@ -158,6 +158,18 @@ export class Members {
     return touched;
   }
 
+  /** A router holds exactly the members named (`workerId/dpRank`). Returns those that it holds no longer. */
+  heldOnly(router: string, keys: ReadonlySet<string>, now: MonoMs): Member[] {
+    const touched: Member[] = [];
+    for (const member of this.#members.values()) {
+      if (keys.has(`${member.workerId}/${member.dpRank}`) || !member.heldBy.delete(router))
+        continue;
+      this.#settle(member, now);
+      touched.push(member);
+    }
+    return touched;
+  }
+
   /** Removes a member at once. Returns it with the slot that it had, which is free again. */
   remove(key: WorkerId): Member | undefined {
     const member = this.#members.get(key);

@@ -128,31 +128,33 @@ function readModel(body: Body, required: boolean): string | undefined {
 function checkContent(content: unknown, field: string): "multimodal" | undefined {
   if (content === undefined || content === null || typeof content === "string") return undefined;
   if (!Array.isArray(content)) refuse(field, "must be a string or a list of parts");
-  let found: "multimodal" | undefined;
-  content.forEach((part: unknown, i) => {
-    if (typeof part === "string") return;
+  const kinds = content.map((part: unknown, i) => {
+    if (typeof part === "string") return undefined;
     if (!isObject(part) || typeof part["type"] !== "string") {
       refuse(`${field}[${i}]`, "must be an object with a type");
     }
     if (part["type"] === "text" || part["type"] === "input_text" || part["type"] === "refusal") {
       const text = part[part["type"] === "refusal" ? "refusal" : "text"];
       if (typeof text !== "string") refuse(`${field}[${i}].text`, "must be a string");
-    } else found = "multimodal";
+      return undefined;
+    }
+    return "multimodal" as const;
   });
-  return found;
+  return kinds.includes("multimodal") ? "multimodal" : undefined;
 }
 
 function readChat(body: Body): OpenAiPrompt {
   const messages: unknown = body["messages"];
   if (!Array.isArray(messages)) refuse("messages", "must be a list of messages");
   if (messages.length === 0) refuse("messages", "must hold at least one message");
-  let multimodal = false;
   const read = messages.map((message: unknown, i) => {
     if (!isObject(message)) refuse(`messages[${i}]`, "must be an object");
     if (typeof message["role"] !== "string") refuse(`messages[${i}].role`, "must be a string");
-    if (checkContent(message["content"], `messages[${i}].content`) !== undefined) multimodal = true;
     return message;
   });
+  const multimodal = read
+    .map((message, i) => checkContent(message["content"], `messages[${i}].content`))
+    .includes("multimodal");
   const tools = body["tools"];
   if (tools !== undefined && tools !== null && !Array.isArray(tools)) {
     refuse("tools", "must be a list");

@@ -1,0 +1,165 @@
+import type { Clock } from "../../shared/core/clock.ts";
+import type { Metrics } from "../../shared/edge/metrics.ts";
+import { attributes, spanNames } from "../../shared/edge/trace-catalogue.ts";
+import { parseTraceparent, type Tracing } from "../../shared/edge/tracing.ts";
+import type { Observation } from "../core/decisions/decision.ts";
+import type { RouterCore, ServedRecord } from "../core/router-core.ts";
+import type { routerMetrics } from "../metrics.ts";
+import type { AccessRecord } from "./access-log-server.ts";
+import type { PeerLinks } from "./peer-links.ts";
+import { recordToWire } from "./peer-wire.ts";
+
+/** What handling access-log records needs. */
+export interface AccessOutcomesDependencies {
+  readonly core: RouterCore;
+  readonly clock: Clock;
+  readonly tracing: Tracing;
+  readonly metrics: Metrics<typeof routerMetrics>;
+  readonly peers: PeerLinks;
+  /** `<instance>.<epoch>` of this router. */
+  readonly decisionPrefix: string;
+  readonly settle: () => void;
+}
+
+/** Value of `error.type` of a served request, or `undefined` when it went well. */
+function errorTypeOf(record: AccessRecord): string | undefined {
+  const flags = record.responseFlags.split(",");
+  if (flags.includes("DC")) return "client_cancel";
+  if (flags.includes("SI") || flags.includes("UT")) return "deadline_exceeded";
+  if (flags.includes("UH")) return "no_endpoint";
+  if (flags.some((f) => f === "UF" || f === "UC" || f === "UR" || f === "UPE"))
+    return "upstream_reset";
+  return record.status >= 500 ? "upstream_status" : undefined;
+}
+
+/**
+ * What Envoy's access log says of finished requests: closes the books, writes the serve span, counts. A record may
+ * reach another router than the one that decided; that one gets it over the peer link.
+ */
+export class AccessOutcomes {
+  readonly #d: AccessOutcomesDependencies;
+
+  constructor(dependencies: AccessOutcomesDependencies) {
+    this.#d = dependencies;
+  }
+
+  /** Takes a record from Envoy. */
+  record(record: AccessRecord): void {
+    const { metrics, core, clock, decisionPrefix, peers } = this.#d;
+    this.#count(record);
+    if (record.decisionId === "") {
+      metrics.accessLogRecords.inc({ outcome: "without_decision" });
+      return;
+    }
+    const prefix = record.decisionId.slice(0, record.decisionId.lastIndexOf("."));
+    let observed: Observation | undefined;
+    if (prefix === decisionPrefix) {
+      metrics.accessLogRecords.inc({ outcome: "own" });
+      observed = core.served(record.decisionId, record, clock.now());
+      if (observed !== undefined) this.#countObservation(record.decisionId, observed);
+    } else {
+      const owner = prefix.slice(0, prefix.lastIndexOf("."));
+      core.peerClosed(record.decisionId, clock.now());
+      const sent = peers.sendTo(owner, {
+        $case: "observed",
+        value: {
+          decisionId: record.decisionId,
+          workerId: record.workerId,
+          observed: recordToWire(record),
+        },
+      });
+      metrics.accessLogRecords.inc({ outcome: sent ? "forwarded" : "unknown_owner" });
+    }
+    this.#serveSpan(record, observed);
+    this.#d.settle();
+  }
+
+  /** Takes a record that a peer received for a decision of this router. */
+  observed(decisionId: string, record: ServedRecord): void {
+    const observed = this.#d.core.served(decisionId, record, this.#d.clock.now());
+    if (observed !== undefined) this.#countObservation(decisionId, observed);
+    this.#d.settle();
+  }
+
+  #count(record: AccessRecord): void {
+    const { metrics, core } = this.#d;
+    metrics.requestSeconds.observe(record.durationMs / 1_000);
+    if (record.status === 200 && record.ttftMs > 0)
+      metrics.ttftSeconds.observe(record.ttftMs / 1_000);
+    const reachedEngine = record.servedEndpoint !== "" && record.cluster.startsWith("pool-");
+    if (!reachedEngine) return;
+    if (record.decisionId === "") metrics.unpicked.inc({ reason: "no_decision" });
+    else if (record.picked[0] !== record.servedEndpoint)
+      metrics.unpicked.inc({ reason: "served_elsewhere" });
+    const served = [...core.members.all()].find((m) => m.endpoint === record.servedEndpoint);
+    metrics.requestsServed.inc({
+      worker_id: served?.key ?? "other",
+      status_class: `${Math.floor(record.status / 100)}xx`,
+    });
+  }
+
+  #countObservation(decisionId: string, observed: Observation): void {
+    const { core, metrics } = this.#d;
+    const chosen = core.decisions.byId(decisionId)?.candidates[0];
+    if (chosen !== undefined && observed.servedAsPicked && observed.ttftMs > 0) {
+      const error = Math.abs(chosen.predictedTtftMs - observed.ttftMs) / observed.ttftMs;
+      metrics.ttftErrorRatio.observe(error);
+    }
+    const { cachedDifference } = observed;
+    if (cachedDifference !== "none" && cachedDifference !== "unknown") {
+      metrics.cachedTokenDifference.inc({ cause: cachedDifference });
+    }
+  }
+
+  #serveSpan(record: AccessRecord, observed: Observation | undefined): void {
+    const parent = parseTraceparent(record.traceparent);
+    if (parent === undefined) return;
+    const { core, tracing } = this.#d;
+    const decision = core.decisions.byId(record.decisionId);
+    const decidedUs = decision?.decidedUnixUs ?? record.startUnixUs;
+    const endUs = Math.max(decidedUs, record.startUnixUs + record.durationMs * 1_000);
+    const span = tracing.start(spanNames.serve, { parent, startUnixUs: decidedUs });
+    if (span === undefined) return;
+    const [host, port] = splitEndpoint(record.servedEndpoint);
+    const chosen = decision?.candidates[0];
+    const cachedTokens = observed?.cachedTokens ?? -1;
+    const known = record.ttftMs > 0;
+    span.set({
+      [attributes.decisionId]: record.decisionId,
+      [attributes.requestId]: record.requestId,
+      [attributes.serverAddress]: host === "" ? undefined : host,
+      [attributes.serverPort]: port === "" ? undefined : Number(port),
+      [attributes.workerId]: record.workerId,
+      [attributes.httpResponseStatusCode]: record.status,
+      [attributes.httpResponseBodySize]: record.responseBytes,
+      [attributes.servePickedEndpoint]: record.picked[0],
+      [attributes.serveEndpoint]: record.servedEndpoint,
+      [attributes.serveAsPicked]: record.picked[0] === record.servedEndpoint,
+      [attributes.serveAttempts]: record.attempts,
+      [attributes.serveResponseFlags]:
+        record.responseFlags === "" ? undefined : record.responseFlags,
+      [attributes.serveClosedBy]: "access_log",
+      [attributes.serveUploadMs]: record.uploadMs,
+      [attributes.serveUpstreamStartMs]: record.upstreamStartMs,
+      [attributes.serveResponseHeadersMs]: record.responseHeadersMs,
+      [attributes.predictedTtftMs]: record.predictedTtftMs,
+      [attributes.observedTtftMs]: known ? record.ttftMs : undefined,
+      [attributes.observedDurationMs]: record.durationMs,
+      [attributes.differenceTtftMs]: known ? record.ttftMs - record.predictedTtftMs : undefined,
+      [attributes.predictedCachedTokens]: chosen?.matchedTokens,
+      [attributes.observedCachedTokens]: cachedTokens < 0 ? undefined : cachedTokens,
+      [attributes.differenceCachedTokens]:
+        cachedTokens < 0 || chosen === undefined ? undefined : cachedTokens - chosen.matchedTokens,
+      [attributes.differenceCause]: observed?.cachedDifference,
+    });
+    const error = errorTypeOf(record);
+    if (error !== undefined) span.fail(error);
+    span.end(endUs);
+  }
+}
+
+function splitEndpoint(endpoint: string): [host: string, port: string] {
+  const colon = endpoint.lastIndexOf(":");
+  if (colon < 0) return ["", ""];
+  return [endpoint.slice(0, colon).replace(/^\[|\]$/g, ""), endpoint.slice(colon + 1)];
+}

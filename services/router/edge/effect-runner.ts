@@ -1,0 +1,149 @@
+import type { Logger } from "pino";
+import type { Clock } from "../../shared/core/clock.ts";
+import type { Metrics } from "../../shared/edge/metrics.ts";
+import type {
+  PeerSnapshot,
+  Reservation as WireReservation,
+} from "../../shared/gen/kvmesh/router/v1/router.ts";
+import type { DiscoveryMember } from "../core/discovery/discovery-view.ts";
+import type { RouterCore, RouterEffect } from "../core/router-core.ts";
+import type { routerMetrics } from "../metrics.ts";
+import type { AdsService } from "./ads-server.ts";
+import { observationToWire } from "./decision-wire.ts";
+import type { PeerLinks } from "./peer-links.ts";
+import { noticeToWire } from "./peer-wire.ts";
+import type { TopologyWatchers } from "./watchers.ts";
+
+/** What carrying out effects needs. */
+export interface EffectRunnerDependencies {
+  readonly core: RouterCore;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly metrics: Metrics<typeof routerMetrics>;
+  readonly peers: PeerLinks;
+  readonly ads: AdsService;
+  readonly topology: TopologyWatchers;
+}
+
+/** Carries out what the core wants done: tells peers, Envoy and watchers, and counts. */
+export class EffectRunner {
+  readonly #d: EffectRunnerDependencies;
+
+  constructor(dependencies: EffectRunnerDependencies) {
+    this.#d = dependencies;
+  }
+
+  /** Carries out everything pending. */
+  run(): void {
+    const effects = this.#d.core.takeEffects();
+    let membersChanged = false;
+    for (const effect of effects) {
+      if (effect.kind === "member_changed" || effect.kind === "member_left") membersChanged = true;
+      this.#carryOut(effect);
+    }
+    if (!membersChanged) return;
+    this.#d.ads.setMembers(this.#discoveryMembers());
+    this.#d.topology.changed();
+  }
+
+  /** This router's whole state for a peer. */
+  peerSnapshot(): PeerSnapshot {
+    const { core } = this.#d;
+    const members = [...core.members.all()].filter((m) => m.streamId !== undefined);
+    const reservations: WireReservation[] = [];
+    const now = this.#d.clock.now();
+    for (const member of core.members.all()) {
+      for (const r of core.book.reservationsOf(member.key)) {
+        if (!r.own) continue;
+        reservations.push({
+          decisionId: r.decisionId,
+          workerId: r.workerId,
+          promptTokens: r.promptTokens,
+          uncachedTokens: r.uncachedTokens,
+          expectedOutputTokens: r.expectedOutputTokens,
+          ageMs: now - r.openedAt,
+          model: "",
+          predictedTtftMs: r.prefillEndsAt - r.openedAt,
+        });
+      }
+    }
+    return { members: members.map((m) => noticeToWire(m, false)), reservations };
+  }
+
+  /** Sets the gauges. */
+  gauges(): void {
+    const { core, metrics } = this.#d;
+    const counts = { ready: 0, not_ready: 0, away: 0 };
+    for (const member of core.members.all()) {
+      if (member.unheldSince !== undefined) counts.away++;
+      else if (member.ready) counts.ready++;
+      else counts.not_ready++;
+    }
+    for (const [state, count] of Object.entries(counts)) metrics.members.set({ state }, count);
+    metrics.reservationsOpen.set(core.book.openCount);
+    metrics.indexBlocks.set(core.index.blockCount);
+    metrics.indexPairs.set(core.index.pairCount);
+    metrics.indexBytes.set(core.index.bytes);
+  }
+
+  #carryOut(effect: RouterEffect): void {
+    const { peers, metrics, log } = this.#d;
+    switch (effect.kind) {
+      case "reserved": {
+        const { decision, uncachedTokens } = effect;
+        peers.broadcast({
+          $case: "reserved",
+          value: {
+            decisionId: decision.id,
+            workerId: decision.workerId ?? "",
+            promptTokens: decision.promptTokens,
+            uncachedTokens,
+            expectedOutputTokens: decision.expectedOutputTokens,
+            ageMs: 0,
+            model: decision.model,
+            predictedTtftMs: decision.candidates[0]?.predictedTtftMs ?? 0,
+          },
+        });
+        break;
+      }
+      case "closed": {
+        const { closed, observed } = effect;
+        metrics.reservationsClosed.inc({ reason: closed.reason });
+        peers.broadcast({
+          $case: "closed",
+          value: {
+            decisionId: closed.reservation.decisionId,
+            workerId: closed.reservation.workerId,
+            observed: observed === undefined ? undefined : observationToWire(observed),
+          },
+        });
+        break;
+      }
+      case "member_changed":
+        peers.broadcast({ $case: "member", value: noticeToWire(effect.member, false) });
+        break;
+      case "member_left":
+        log.info(
+          {
+            event: "worker_left",
+            workerId: effect.member.workerId,
+            reason: effect.goodbye ? "goodbye" : "grace_over",
+          },
+          "worker left",
+        );
+        if (effect.goodbye) {
+          peers.broadcast({ $case: "member", value: noticeToWire(effect.member, true) });
+        }
+        break;
+    }
+  }
+
+  #discoveryMembers(): DiscoveryMember[] {
+    return [...this.#d.core.members.all()].map((member) => ({
+      workerId: member.key,
+      pool: member.pool,
+      endpoint: member.endpoint,
+      state: member.ready ? "ready" : "draining",
+    }));
+  }
+}

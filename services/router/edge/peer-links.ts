@@ -1,0 +1,294 @@
+import { Metadata, type ClientDuplexStream } from "@grpc/grpc-js";
+import type { Logger } from "pino";
+import { Backoff } from "../../shared/core/backoff.ts";
+import type { Clock } from "../../shared/core/clock.ts";
+import { SeededRandom } from "../../shared/core/random.ts";
+import { createChannelCredentials, createChannelOptions } from "../../shared/edge/grpc-client.ts";
+import { peerProof, type MeshKeys } from "../../shared/edge/keys.ts";
+import {
+  PeerClient,
+  RouterClient,
+  type ExplainRequest,
+  type ExplainResponse,
+  type PeerSnapshot,
+  type SetPolicyRequest,
+  type SyncRequest,
+  type SyncResponse,
+} from "../../shared/gen/kvmesh/router/v1/router.ts";
+
+type Message = NonNullable<SyncRequest["message"]>;
+
+/** Messages that may wait for a slow peer; past it they are dropped and a snapshot follows. */
+const waitingMax = 10_000;
+/** A link that has sent nothing for so long sends a heartbeat, ms. */
+const heartbeatMs = 500;
+/** How long another router may take to answer a question, ms. */
+const askMsMax = 1_000;
+
+/** What the links need. */
+export interface PeerLinksDependencies {
+  readonly addresses: readonly string[];
+  readonly instance: string;
+  readonly epoch: number;
+  readonly keys: MeshKeys;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly blockSizeTokens: number;
+  readonly controlAddress: () => string;
+  /** This router's whole state, for a new or resynchronised link. */
+  readonly snapshot: () => PeerSnapshot;
+  readonly onDropped: (count: number) => void;
+}
+
+/** This router's outgoing stream to one peer. */
+class PeerLink {
+  readonly address: string;
+  readonly #d: PeerLinksDependencies;
+  readonly #client: PeerClient;
+  readonly router: RouterClient;
+  readonly #backoff: Backoff;
+  readonly #waiting: Message[] = [];
+  #call: ClientDuplexStream<SyncRequest, SyncResponse> | undefined;
+  #welcomed = false;
+  #blocked = false;
+  #needsSnapshot = true;
+  #seq = 0;
+  #sentAt = 0;
+  #timer: NodeJS.Timeout | undefined;
+  #stopped = false;
+  /** Instance of the peer, once it has welcomed this router. */
+  instance: string | undefined;
+
+  constructor(address: string, dependencies: PeerLinksDependencies) {
+    this.address = address;
+    this.#d = dependencies;
+    const options = createChannelOptions();
+    this.#client = new PeerClient(address, createChannelCredentials(), options);
+    this.router = new RouterClient(address, createChannelCredentials(), options);
+    this.#backoff = new Backoff({
+      baseMs: 100,
+      maxMs: 2_000,
+      jitterRatio: 0.5,
+      random: new SeededRandom(dependencies.epoch).fork(address),
+    });
+  }
+
+  get connected(): boolean {
+    return this.#welcomed;
+  }
+
+  start(): void {
+    this.#connect();
+  }
+
+  send(message: Message): void {
+    if (this.#call === undefined || this.#needsSnapshot) return;
+    if (this.#blocked) {
+      if (this.#waiting.length < waitingMax) this.#waiting.push(message);
+      else {
+        this.#d.onDropped(this.#waiting.length);
+        this.#waiting.length = 0;
+        this.#needsSnapshot = true;
+      }
+      return;
+    }
+    this.#write(message);
+  }
+
+  tick(): void {
+    if (!this.#welcomed || this.#blocked) return;
+    if (this.#needsSnapshot) this.#sendSnapshot();
+    else if (this.#d.clock.now() - this.#sentAt >= heartbeatMs) {
+      this.#write({ $case: "heartbeat", value: {} });
+    }
+  }
+
+  stop(): void {
+    this.#stopped = true;
+    clearTimeout(this.#timer);
+    if (this.#welcomed) this.#write({ $case: "goodbye", value: {} });
+    this.#call?.end();
+    // The goodbye needs a moment to leave the process.
+    const client = this.#client;
+    const { router } = this;
+    setTimeout(() => {
+      client.close();
+      router.close();
+    }, 200).unref();
+  }
+
+  #connect(): void {
+    if (this.#stopped) return;
+    const { keys, instance, epoch, clock, blockSizeTokens } = this.#d;
+    const call = this.#client.sync();
+    this.#call = call;
+    this.#seq = 0;
+    this.#needsSnapshot = true;
+    this.#blocked = false;
+    this.#waiting.length = 0;
+    call.on("data", (response: SyncResponse) => {
+      this.#receive(response);
+    });
+    call.on("drain", () => {
+      this.#blocked = false;
+      while (this.#waiting.length > 0 && !this.#isBlocked()) {
+        const next = this.#waiting.shift();
+        if (next !== undefined) this.#write(next);
+      }
+    });
+    call.on("error", (error: Error) => {
+      this.#d.log.debug(
+        { event: "peer_link_lost", peer: this.address, err: error },
+        "peer link lost",
+      );
+    });
+    call.on("close", () => {
+      this.#lost(call);
+    });
+    const minute = BigInt(Math.floor(clock.wallUnixUs() / 60_000_000));
+    const [key] = keys.join;
+    if (key === undefined) return;
+    call.write({
+      seq: 0n,
+      message: {
+        $case: "hello",
+        value: {
+          protocolVersion: 1,
+          instance,
+          epoch: BigInt(epoch),
+          proof: peerProof(key.key, instance, BigInt(epoch), minute),
+          keyId: key.id,
+          proofMinute: minute,
+          controlAddress: this.#d.controlAddress(),
+          blockSizeTokens,
+        },
+      },
+    });
+  }
+
+  #isBlocked(): boolean {
+    return this.#blocked;
+  }
+
+  #receive(response: SyncResponse): void {
+    switch (response.message?.$case) {
+      case "welcome":
+        this.instance = response.message.value.instance;
+        this.#welcomed = true;
+        this.#backoff.reset();
+        this.#sendSnapshot();
+        break;
+      case "resync":
+        this.#needsSnapshot = true;
+        break;
+      case "ack":
+      case undefined:
+        break;
+    }
+  }
+
+  #sendSnapshot(): void {
+    this.#needsSnapshot = false;
+    this.#waiting.length = 0;
+    this.#write({ $case: "snapshot", value: this.#d.snapshot() });
+  }
+
+  #write(message: Message): void {
+    if (this.#call === undefined) return;
+    this.#seq++;
+    this.#sentAt = this.#d.clock.now();
+    this.#blocked = !this.#call.write({ seq: BigInt(this.#seq), message });
+  }
+
+  #lost(call: ClientDuplexStream<SyncRequest, SyncResponse>): void {
+    if (this.#call !== call) return;
+    this.#call = undefined;
+    this.#welcomed = false;
+    if (this.#stopped) return;
+    this.#timer = setTimeout(() => {
+      this.#connect();
+    }, this.#backoff.next());
+  }
+}
+
+/** Streams to every other router; state flows out on them, answers to questions come back through `Router`. */
+export class PeerLinks {
+  readonly #links: readonly PeerLink[];
+  readonly #d: PeerLinksDependencies;
+
+  constructor(dependencies: PeerLinksDependencies) {
+    this.#d = dependencies;
+    this.#links = dependencies.addresses.map((address) => new PeerLink(address, dependencies));
+  }
+
+  /** Starts dialling. */
+  start(): void {
+    for (const link of this.#links) link.start();
+  }
+
+  /** Sends to every connected peer. */
+  broadcast(message: Message): void {
+    for (const link of this.#links) link.send(message);
+  }
+
+  /** Sends to one peer by instance; false when there is no link to it. */
+  sendTo(instance: string, message: Message): boolean {
+    const link = this.#links.find((l) => l.instance === instance && l.connected);
+    link?.send(message);
+    return link !== undefined;
+  }
+
+  /** Heartbeats and due snapshots. Call about every 100 ms. */
+  tick(): void {
+    for (const link of this.#links) link.tick();
+  }
+
+  /** What the other routers know of a decision; those that do not know it or do not answer in time are left out. */
+  async explain(request: ExplainRequest, signal: AbortSignal): Promise<ExplainResponse[]> {
+    const question = { ...request, localOnly: true };
+    const answers = await Promise.all(
+      this.#links.map(
+        (link) =>
+          new Promise<ExplainResponse | undefined>((resolve) => {
+            const call = link.router.explain(
+              question,
+              new Metadata(),
+              { deadline: new Date(this.#d.clock.wallUnixUs() / 1_000 + askMsMax) },
+              (error, response) => {
+                resolve(error === null ? response : undefined);
+              },
+            );
+            signal.addEventListener("abort", () => {
+              call.cancel();
+            });
+          }),
+      ),
+    );
+    return answers.filter((answer) => answer !== undefined);
+  }
+
+  /** Passes a policy on; returns the instances that took it. */
+  async setPolicy(request: SetPolicyRequest): Promise<string[]> {
+    const answers = await Promise.all(
+      this.#links.map(
+        (link) =>
+          new Promise<readonly string[]>((resolve) => {
+            link.router.setPolicy(
+              request,
+              new Metadata(),
+              { deadline: new Date(this.#d.clock.wallUnixUs() / 1_000 + askMsMax) },
+              (error, response) => {
+                resolve(error === null ? response.appliedBy : []);
+              },
+            );
+          }),
+      ),
+    );
+    return answers.flat();
+  }
+
+  /** Says goodbye and closes. */
+  stop(): void {
+    for (const link of this.#links) link.stop();
+  }
+}

@@ -1,0 +1,275 @@
+import type { ServerDuplexStream } from "@grpc/grpc-js";
+import type { Logger } from "pino";
+import type { Clock } from "../../shared/core/clock.ts";
+import { MeshError } from "../../shared/core/errors.ts";
+import { toServiceError } from "../../shared/edge/grpc-server.ts";
+import { peerProof, verifyProof, type MeshKeys } from "../../shared/edge/keys.ts";
+import { toMeshError } from "../../shared/edge/wire.ts";
+import type {
+  PeerHello,
+  PeerServer,
+  PeerSnapshot,
+  RouterState,
+  SyncRequest,
+  SyncResponse,
+} from "../../shared/gen/kvmesh/router/v1/router.ts";
+import { SequenceCheck } from "../core/peers/peer-link.ts";
+import type { RouterCore } from "../core/router-core.ts";
+import type { AccessOutcomes } from "./access-outcomes.ts";
+import { noticeFromWire, recordFromWire, reservationFromWire } from "./peer-wire.ts";
+
+type Call = ServerDuplexStream<SyncRequest, SyncResponse>;
+
+/** Silence after which a peer counts as lost, ms; heartbeats come every 500 ms. */
+const silenceMsMax = 2_500;
+/** How long a peer whose stream ended may take to come back before its members count as not held, ms. */
+const returnMsMax = 1_000;
+
+interface KnownPeer {
+  readonly instance: string;
+  epoch: bigint;
+  call: Call | undefined;
+  heardAt: number;
+  lostAt: number | undefined;
+  synced: boolean;
+  /** Members that its last snapshot or notices say it holds. */
+  readonly holds: Set<string>;
+}
+
+/** What the Peer service needs. */
+export interface PeerServiceDependencies {
+  readonly core: RouterCore;
+  readonly outcomes: AccessOutcomes;
+  readonly keys: MeshKeys;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly instance: string;
+  readonly epoch: number;
+  readonly blockSizeTokens: number;
+  readonly settle: () => void;
+}
+
+/** Serves `Peer/Sync`: what other routers tell of themselves. */
+export class PeerService {
+  readonly #d: PeerServiceDependencies;
+  readonly #peers = new Map<string, KnownPeer>();
+
+  constructor(dependencies: PeerServiceDependencies) {
+    this.#d = dependencies;
+  }
+
+  /** Peers whose snapshot has been applied and whose stream is up. */
+  get syncedCount(): number {
+    return [...this.#peers.values()].filter((p) => p.synced && p.call !== undefined).length;
+  }
+
+  /** Peers that were known and are lost. */
+  get lostCount(): number {
+    return [...this.#peers.values()].filter((p) => p.call === undefined).length;
+  }
+
+  /** States for people. */
+  states(): RouterState[] {
+    const now = this.#d.clock.now();
+    return [...this.#peers.values()].map((peer) => ({
+      instance: peer.instance,
+      epoch: peer.epoch,
+      state: peer.call === undefined ? "lost" : peer.synced ? "serving" : "syncing",
+      heardAgeMs: now - peer.heardAt,
+    }));
+  }
+
+  /** The grpc-js implementation. */
+  get service(): PeerServer {
+    return {
+      sync: (call: Call) => {
+        this.#accept(call);
+      },
+    };
+  }
+
+  /** Finds silent and departed peers. Call about every 250 ms. */
+  tick(): void {
+    const now = this.#d.clock.now();
+    for (const peer of this.#peers.values()) {
+      if (peer.call !== undefined && now - peer.heardAt > silenceMsMax) {
+        this.#d.log.warn({ event: "peer_silent", peer: peer.instance }, "peer is silent");
+        const { call } = peer;
+        this.#streamEnded(peer, call);
+        call.emit("error", toServiceError(new MeshError("deadline_exceeded", "peer is silent")));
+      }
+      if (peer.lostAt !== undefined && now - peer.lostAt > returnMsMax) {
+        peer.lostAt = undefined;
+        peer.holds.clear();
+        this.#d.core.routerLost(peer.instance, now);
+        this.#d.log.warn({ event: "peer_lost", peer: peer.instance }, "peer lost");
+        this.#d.settle();
+      }
+    }
+  }
+
+  #accept(call: Call): void {
+    let peer: KnownPeer | undefined;
+    const sequence = new SequenceCheck();
+    call.on("data", (request: SyncRequest) => {
+      try {
+        if (request.message?.$case === "hello") {
+          peer = this.#hello(call, request.message.value);
+        } else if (peer === undefined) {
+          throw new MeshError("invalid_request", "the first message must be hello");
+        } else this.#receive(peer, call, request, sequence);
+      } catch (error) {
+        const mesh = toMeshError(error);
+        this.#d.log.warn(
+          { event: "peer_refused", code: mesh.code, reason: mesh.message },
+          "peer refused",
+        );
+        call.emit("error", toServiceError(mesh));
+      }
+      this.#d.settle();
+    });
+    const ended = (): void => {
+      if (peer !== undefined) this.#streamEnded(peer, call);
+    };
+    call.on("end", () => {
+      ended();
+      call.end();
+    });
+    call.on("cancelled", ended);
+    call.on("error", ended);
+  }
+
+  #hello(call: Call, hello: PeerHello): KnownPeer {
+    const { keys, clock, instance, epoch, blockSizeTokens, log } = this.#d;
+    const minute = BigInt(Math.floor(clock.wallUnixUs() / 60_000_000));
+    const age = minute - hello.proofMinute;
+    const proven =
+      age <= 2n &&
+      age >= -2n &&
+      verifyProof(
+        keys.join.filter(({ id }) => id === hello.keyId),
+        hello.proof,
+        (key) => peerProof(key, hello.instance, hello.epoch, hello.proofMinute),
+      );
+    if (!proven) {
+      throw new MeshError(
+        "unauthenticated",
+        `router ${hello.instance} has no valid proof; give all routers one keys file and correct clocks`,
+      );
+    }
+    if (hello.instance === instance) {
+      throw new MeshError(
+        "already_exists",
+        `two routers are called ${instance}; set another router.instance`,
+      );
+    }
+    if (hello.blockSizeTokens !== blockSizeTokens) {
+      throw new MeshError(
+        "invalid_request",
+        `router ${hello.instance} uses blocks of ${hello.blockSizeTokens} tokens, this one ${blockSizeTokens}`,
+      );
+    }
+    const now = clock.now();
+    let peer = this.#peers.get(hello.instance);
+    if (peer === undefined) {
+      peer = {
+        instance: hello.instance,
+        epoch: hello.epoch,
+        call,
+        heardAt: now,
+        lostAt: undefined,
+        synced: false,
+        holds: new Set(),
+      };
+      this.#peers.set(hello.instance, peer);
+    } else {
+      if (hello.epoch < peer.epoch) {
+        throw new MeshError("stale_epoch", `router ${hello.instance} was known with a newer epoch`);
+      }
+      peer.epoch = hello.epoch;
+      peer.call = call;
+      peer.heardAt = now;
+      peer.lostAt = undefined;
+      peer.synced = false;
+    }
+    call.write({ message: { $case: "welcome", value: { instance, epoch: BigInt(epoch) } } });
+    log.info(
+      { event: "peer_joined", peer: hello.instance, epoch: Number(hello.epoch) },
+      "peer joined",
+    );
+    return peer;
+  }
+
+  #receive(peer: KnownPeer, call: Call, request: SyncRequest, sequence: SequenceCheck): void {
+    const { core, clock, outcomes } = this.#d;
+    if (peer.call !== call) return;
+    const now = clock.now();
+    peer.heardAt = now;
+    const { message } = request;
+    if (message === undefined) return;
+    const verdict = sequence.receive(Number(request.seq), message.$case === "snapshot");
+    if (verdict === "resync") {
+      call.write({
+        message: { $case: "resync", value: { expectedSeq: BigInt(sequence.expected) } },
+      });
+      return;
+    }
+    if (verdict === "ignore") return;
+    switch (message.$case) {
+      case "snapshot":
+        this.#snapshot(peer, message.value);
+        call.write({ message: { $case: "ack", value: { appliedSeq: request.seq } } });
+        break;
+      case "member": {
+        const notice = noticeFromWire(message.value);
+        const key = `${notice.workerId}/${notice.dpRank}`;
+        if (notice.held) peer.holds.add(key);
+        else peer.holds.delete(key);
+        core.notice(peer.instance, notice, now);
+        break;
+      }
+      case "reserved":
+        core.peerReserved(reservationFromWire(message.value), now);
+        break;
+      case "closed":
+        core.peerClosed(message.value.decisionId, now);
+        break;
+      case "observed":
+        if (message.value.observed !== undefined) {
+          outcomes.observed(message.value.decisionId, recordFromWire(message.value.observed));
+        }
+        break;
+      case "goodbye":
+        peer.holds.clear();
+        core.routerLost(peer.instance, now);
+        break;
+      case "heartbeat":
+      case "hello":
+        break;
+    }
+  }
+
+  #snapshot(peer: KnownPeer, snapshot: PeerSnapshot): void {
+    const { core, clock } = this.#d;
+    const now = clock.now();
+    const named = new Set<string>();
+    for (const wire of snapshot.members) {
+      const notice = noticeFromWire(wire);
+      named.add(`${notice.workerId}/${notice.dpRank}`);
+      core.notice(peer.instance, notice, now);
+    }
+    core.peerHoldsOnly(peer.instance, named, now);
+    peer.holds.clear();
+    for (const key of named) peer.holds.add(key);
+    const open = new Set(snapshot.reservations.map((r) => r.decisionId));
+    core.peerOpenOnly(peer.instance, open, now);
+    for (const wire of snapshot.reservations) core.peerReserved(reservationFromWire(wire), now);
+    peer.synced = true;
+  }
+
+  #streamEnded(peer: KnownPeer, call: Call): void {
+    if (peer.call !== call) return;
+    peer.call = undefined;
+    peer.lostAt = this.#d.clock.now();
+  }
+}

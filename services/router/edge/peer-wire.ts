@@ -1,0 +1,81 @@
+import type { WorkerId } from "../../shared/core/ids.ts";
+import type {
+  MemberNotice as WireNotice,
+  Observation as WireObservation,
+  Reservation as WireReservation,
+} from "../../shared/gen/kvmesh/router/v1/router.ts";
+import type { Member, MemberNotice } from "../core/membership/member.ts";
+import type { PeerReservation, ServedRecord } from "../core/router-core.ts";
+
+/** What this router tells peers of a member. */
+export function noticeToWire(member: Member, goodbye: boolean): WireNotice {
+  return {
+    workerId: member.workerId,
+    dpRank: member.dpRank,
+    workerStartMs: BigInt(member.epoch.workerStartMs),
+    engineLife: BigInt(member.epoch.engineLife),
+    pool: member.pool,
+    endpoint: member.endpoint,
+    models: [...member.models],
+    held: member.streamId !== undefined && !goodbye,
+    goodbye,
+    ready: member.ready,
+  };
+}
+
+/** A peer's notice as the core has it. */
+export function noticeFromWire(wire: WireNotice): MemberNotice {
+  return {
+    workerId: wire.workerId,
+    dpRank: wire.dpRank,
+    epoch: { workerStartMs: Number(wire.workerStartMs), engineLife: Number(wire.engineLife) },
+    pool: wire.pool,
+    endpoint: wire.endpoint,
+    models: wire.models,
+    held: wire.held,
+    goodbye: wire.goodbye,
+    ready: wire.ready,
+  };
+}
+
+/** A peer's reservation as the core has it. */
+export function reservationFromWire(wire: WireReservation): PeerReservation {
+  return {
+    decisionId: wire.decisionId,
+    workerId: wire.workerId as WorkerId,
+    promptTokens: wire.promptTokens,
+    uncachedTokens: wire.uncachedTokens,
+    expectedOutputTokens: wire.expectedOutputTokens,
+    ageMs: wire.ageMs,
+  };
+}
+
+/** The observation that a forwarded access-log record carries. */
+export function recordToWire(record: ServedRecord): WireObservation {
+  return {
+    ttftMs: record.ttftMs,
+    durationMs: record.durationMs,
+    servedEndpoint: record.servedEndpoint,
+    servedAsPicked: false,
+    status: record.status,
+    responseFlags: record.responseFlags,
+    attempts: record.attempts,
+    cachedTokens: -1,
+    cachedDifference: "",
+    closedBy: "access_log",
+    responseBytes: BigInt(Math.round(record.responseBytes)),
+  };
+}
+
+/** See `recordToWire`. */
+export function recordFromWire(wire: WireObservation): ServedRecord {
+  return {
+    ttftMs: wire.ttftMs,
+    durationMs: wire.durationMs,
+    servedEndpoint: wire.servedEndpoint,
+    status: wire.status,
+    responseFlags: wire.responseFlags,
+    attempts: wire.attempts,
+    responseBytes: Number(wire.responseBytes),
+  };
+}

@@ -1,0 +1,344 @@
+import { parseCidr, type Cidr } from "../shared/core/cidr.ts";
+import { realClock } from "../shared/edge/clock.ts";
+import { loadConfig } from "../shared/edge/config.ts";
+import { createGrpcServer, listen, type GrpcServer } from "../shared/edge/grpc-server.ts";
+import { operationsRoutes, startHttp } from "../shared/edge/http-server.ts";
+import { loadKeys } from "../shared/edge/keys.ts";
+import { announceReady, runMain, type RunningService } from "../shared/edge/lifecycle.ts";
+import { createLogger } from "../shared/edge/log.ts";
+import { createMetrics } from "../shared/edge/metrics.ts";
+import { startTracing } from "../shared/edge/tracing.ts";
+import { AccessLogServiceService } from "../shared/gen/envoy/service/accesslog/v3/als.ts";
+import { AggregatedDiscoveryServiceService } from "../shared/gen/envoy/service/discovery/v3/ads.ts";
+import { ExternalProcessorService } from "../shared/gen/envoy/service/ext_proc/v3/external_processor.ts";
+import {
+  PeerService as PeerDefinition,
+  RouterService,
+} from "../shared/gen/kvmesh/router/v1/router.ts";
+import { MembershipService } from "../shared/gen/kvmesh/worker/v1/worker.ts";
+import { RouterConfig } from "./config.ts";
+import { Discovery } from "./core/discovery/discovery.ts";
+import { RouterCore } from "./core/router-core.ts";
+import { AccessOutcomes } from "./edge/access-outcomes.ts";
+import { createAccessLogService } from "./edge/access-log-server.ts";
+import { createAdsService } from "./edge/ads-server.ts";
+import { Decider } from "./edge/decider.ts";
+import { EffectRunner } from "./edge/effect-runner.ts";
+import { createExtProcService } from "./edge/ext-proc-server.ts";
+import { createMembershipService } from "./edge/membership-server.ts";
+import { ModelRuntimes } from "./edge/model-runtimes.ts";
+import { PeerLinks } from "./edge/peer-links.ts";
+import { PeerService } from "./edge/peer-server.ts";
+import { Readiness } from "./edge/readiness.ts";
+import { createRouterService } from "./edge/router-server.ts";
+import { topologyToWire } from "./edge/topology-wire.ts";
+import { PlacementWatchers, TopologyWatchers } from "./edge/watchers.ts";
+import { routerMetrics } from "./metrics.ts";
+
+/** gRPC messages beside bodies are far smaller; a snapshot chunk or an artifact chunk is at most 1 MiB. */
+const controlMessageBytesMax = 16 * 1024 * 1024;
+const tickMs = 100;
+
+const extProcName = "envoy.service.ext_proc.v3.ExternalProcessor";
+
+function cidrs(texts: readonly string[]): Cidr[] {
+  return texts.flatMap((text) => parseCidr(text) ?? []);
+}
+
+async function start(): Promise<RunningService> {
+  const { config } = loadConfig({
+    service: "router",
+    schema: RouterConfig,
+    argv: process.argv.slice(2),
+    env: process.env,
+    cwd: process.cwd(),
+  });
+  const clock = realClock;
+  const { instance, blockSizeTokens } = config;
+  const log = createLogger({ service: "router", instance, level: config.logLevel });
+  const keys = loadKeys(config.keysFile);
+  const epoch = Math.floor(clock.wallUnixUs() / 1_000);
+  const decisionPrefix = `${instance}.${epoch}`;
+  const tracing = startTracing({ service: "router", instance, endpoint: config.otlpEndpoint });
+  const { registry, metrics } = createMetrics(routerMetrics);
+  const startedAt = clock.now();
+
+  const core = new RouterCore({
+    decisionPrefix,
+    blockSizeTokens,
+    policy: config.policy,
+    graceMs: config.workers.graceMs,
+    membersMax: config.workers.max,
+    blocksMax: config.limits.blocksMax,
+    reservationsMax: config.limits.reservationsMax,
+    decisionsMax: config.limits.decisionsMax,
+    outputTokensDefault: config.placement.outputTokensDefault,
+    fallbacksMax: config.placement.fallbacksMax,
+  });
+  const runtimes = new ModelRuntimes({ hashSeed: keys.hashSeed, log });
+  let controlPort = config.controlPort;
+  const settle = (): void => {
+    effects.run();
+  };
+  const peers: PeerLinks = new PeerLinks({
+    addresses: config.peers,
+    instance,
+    epoch,
+    keys,
+    clock,
+    log,
+    blockSizeTokens,
+    controlAddress: () => `${config.host}:${controlPort}`,
+    snapshot: () => effects.peerSnapshot(),
+    onDropped: (count) => {
+      metrics.peerMessagesDropped.inc(count);
+    },
+  });
+  const outcomes = new AccessOutcomes({
+    core,
+    clock,
+    tracing,
+    metrics,
+    peers,
+    decisionPrefix,
+    settle,
+  });
+  const peerService = new PeerService({
+    core,
+    outcomes,
+    keys,
+    clock,
+    log,
+    instance,
+    epoch,
+    blockSizeTokens,
+    settle,
+  });
+  const membership = createMembershipService({
+    core,
+    runtimes,
+    keys,
+    clock,
+    log,
+    metrics,
+    instance,
+    epoch,
+    blockSizeTokens,
+    allowedCidrs: cidrs(config.workers.allowedCidrs),
+    settle,
+  });
+  const placements = new PlacementWatchers({
+    clock,
+    onSkipped: () => {
+      metrics.decisionsSkipped.inc();
+    },
+  });
+  const topology = new TopologyWatchers({
+    clock,
+    read: () =>
+      topologyToWire({
+        core,
+        clock,
+        countersOf: membership.countersOf,
+        instance,
+        routers: [
+          { instance, epoch: BigInt(epoch), state: readiness.state, heardAgeMs: 0 },
+          ...peerService.states(),
+        ],
+      }),
+  });
+  const discovery = new Discovery({
+    epoch: epoch.toString(),
+    startedAt,
+    graceMs: config.workers.graceMs,
+    pools: [...new Set([config.pools.default, ...config.pools.known])],
+    poolsMax: 256,
+  });
+  const ads = createAdsService({
+    discovery,
+    clock,
+    log,
+    identifier: instance,
+    metrics: {
+      streams: (count) => {
+        metrics.discoveryStreams.set(count);
+      },
+      request: (outcome) => {
+        metrics.discoveryRequests.inc({ outcome });
+      },
+      pushed: (type) => {
+        metrics.discoveryPushes.inc({ type });
+      },
+      held: (count) => {
+        metrics.discoveryHeld.set(count);
+      },
+    },
+  });
+  const effects: EffectRunner = new EffectRunner({
+    core,
+    clock,
+    log,
+    metrics,
+    peers,
+    ads,
+    topology,
+  });
+  const decider = new Decider({
+    core,
+    runtimes,
+    clock,
+    tracing,
+    metrics,
+    defaultPool: config.pools.default,
+    blockSizeTokens,
+    duplexFallbacks: config.placement.duplexFallbacks,
+    onDecision: (decision) => {
+      placements.publish(decision);
+      settle();
+    },
+  });
+
+  const refused = (service: string): void => {
+    metrics.callersRefused.inc({ service });
+  };
+  const proxy = cidrs(config.callers.proxy);
+  const hot = createGrpcServer({
+    callers: [
+      { service: extProcName, allowed: proxy },
+      { service: "envoy.service.accesslog.v3.AccessLogService", allowed: proxy },
+    ],
+    onRefused: refused,
+    messageBytesMax: config.limits.bodyBytesMax + 1_048_576,
+    reflection: false,
+  });
+  const { bodyBytesMax, bodyMemoryBytesMax } = config.limits;
+  const extProc = createExtProcService({
+    decider,
+    clock,
+    log,
+    metrics,
+    limits: { bodyBytesMax, bodyMemoryBytesMax },
+  });
+  hot.add(ExternalProcessorService, extProc.service);
+  hot.add(
+    AccessLogServiceService,
+    createAccessLogService((record) => {
+      outcomes.record(record);
+    }),
+  );
+  const control = createGrpcServer({
+    callers: [
+      { service: "kvmesh.router.v1.Router", allowed: cidrs(config.callers.router) },
+      { service: "kvmesh.router.v1.Peer", allowed: cidrs(config.callers.peer) },
+      { service: "kvmesh.worker.v1.Membership", allowed: cidrs(config.callers.membership) },
+      {
+        service: "envoy.service.discovery.v3.AggregatedDiscoveryService",
+        allowed: cidrs(config.callers.discovery),
+      },
+    ],
+    onRefused: refused,
+    messageBytesMax: Math.max(controlMessageBytesMax, config.limits.bodyBytesMax + 1_048_576),
+  });
+  control.add(
+    RouterService,
+    createRouterService({
+      core,
+      decider,
+      clock,
+      peers,
+      placements,
+      topology,
+      instance,
+      defaultPool: config.pools.default,
+      settle,
+    }),
+  );
+  control.add(PeerDefinition, peerService.service);
+  control.add(MembershipService, membership.service);
+  control.add(AggregatedDiscoveryServiceService, ads.service);
+
+  const setHealth = (serving: boolean): void => {
+    const state = serving ? "SERVING" : "NOT_SERVING";
+    for (const name of ["", extProcName, "readiness"]) hot.health.setStatus(name, state);
+    for (const name of ["", "kvmesh.router.v1.Router", "readiness"])
+      control.health.setStatus(name, state);
+    for (const server of [hot, control]) server.health.setStatus("liveness", "SERVING");
+  };
+  const readiness = new Readiness({
+    peersExpected: config.peers.length,
+    peerWaitMs: config.peerWaitMs,
+    startedAt,
+    onKnowledge: (knowledge) => {
+      ads.setKnowledge(knowledge);
+    },
+    onServing: (serving) => {
+      setHealth(serving);
+      log.info({ event: serving ? "serving" : "not_serving" }, serving ? "serving" : "not serving");
+    },
+  });
+  setHealth(false);
+
+  const hotPort = await listen(hot.server, config.host, config.hotPort);
+  controlPort = await listen(control.server, config.host, config.controlPort);
+  const http = await startHttp({
+    host: config.host,
+    port: config.httpPort,
+    routes: operationsRoutes(registry, () => readiness.state === "serving"),
+  });
+  peers.start();
+
+  const ticker = setInterval(() => {
+    const now = clock.now();
+    core.tick(now);
+    peers.tick();
+    peerService.tick();
+    topology.tick();
+    readiness.tick(now, {
+      peersSynced: peerService.syncedCount,
+      members: core.members.size,
+      runtimesSettled: runtimes.settled,
+    });
+    metrics.bodyMemoryBytes.set(extProc.bodyMemoryBytes());
+    metrics.peers.set({ state: "synced" }, peerService.syncedCount);
+    metrics.peers.set({ state: "lost" }, peerService.lostCount);
+    effects.run();
+    effects.gauges();
+  }, tickMs);
+
+  announceReady(log, "router", { hot: hotPort, control: controlPort, http: http.port });
+
+  return {
+    log,
+    drainMsMax: config.drainMsMax,
+    stop: async () => {
+      readiness.drain();
+      membership.drain(config.drainServeMs);
+      peers.stop();
+      // Envoy needs two failed health checks before it stops asking; requests are answered until then.
+      await clock.sleep(Math.min(config.drainServeMs, Math.max(0, config.drainMsMax - 1_000)));
+      clearInterval(ticker);
+      placements.close();
+      topology.close();
+      membership.close();
+      ads.close();
+      await Promise.all([close(hot), close(control), http.close()]);
+      await tracing.stop();
+    },
+  };
+}
+
+/** Ends a server: open calls get a moment, then are cut. */
+function close(server: GrpcServer): Promise<void> {
+  return new Promise((resolve) => {
+    const cut = setTimeout(() => {
+      server.server.forceShutdown();
+      resolve();
+    }, 300);
+    server.server.tryShutdown(() => {
+      clearTimeout(cut);
+      resolve();
+    });
+  });
+}
+
+await runMain(start);
