@@ -13,7 +13,10 @@ import {
 import { pino } from "pino";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ConsoleConfig } from "../../services/console/config.ts";
+import type { SpanRecord } from "../../services/console/core/span-record.ts";
 import { startConsole, type RunningConsole } from "../../services/console/edge/console.ts";
+import type { TraceSummary } from "../../services/console/edge/trace-store.ts";
+import { traceCommand } from "../../services/cli/edge/trace-command.ts";
 import { realClock } from "../../services/shared/edge/clock.ts";
 import {
   attributes,
@@ -42,10 +45,18 @@ afterEach(async () => {
   await running.stop();
 });
 
-async function ask(path: string): Promise<{ status: number; body: any }> {
+/** What the query API may answer: a trace, a list, or an error. */
+interface Answer {
+  readonly traceId: string;
+  readonly spans: readonly SpanRecord[];
+  readonly traces: readonly TraceSummary[];
+  readonly error: { readonly code: string; readonly message: string };
+}
+
+async function ask(path: string): Promise<{ status: number; body: Answer }> {
   running.flush();
   const response = await fetch(`http://127.0.0.1:${String(running.ports.http)}${path}`);
-  return { status: response.status, body: await response.json() };
+  return { status: response.status, body: (await response.json()) as Answer };
 }
 
 function post(body: Uint8Array | string, headers: Record<string, string>): Promise<Response> {
@@ -103,7 +114,7 @@ function sdkSpans(): { spans: ReadableSpan[]; traceId: string } {
   return { spans: memory.getFinishedSpans(), traceId };
 }
 
-function expectSdkTrace(body: any, traceId: string): void {
+function expectSdkTrace(body: Answer, traceId: string): void {
   expect(body.traceId).toBe(traceId);
   const [parent, child] = body.spans;
   expect(parent).toMatchObject({
@@ -119,7 +130,7 @@ function expectSdkTrace(body: any, traceId: string): void {
     truncated: 0,
   });
   expect(child).toMatchObject({
-    parentSpanId: parent.spanId,
+    parentSpanId: parent?.spanId,
     name: "kvmesh.route.score",
     kind: "internal",
     attributes: {
@@ -272,6 +283,21 @@ describe("OTLP over gRPC", () => {
   });
 });
 
+/** A line of the recording. */
+interface Recorded {
+  readonly resource: Record<string, unknown>;
+  readonly scope: string;
+  readonly name: string;
+  readonly kind: number;
+  readonly trace_id: string;
+  readonly span_id: string;
+  readonly parent: string;
+  readonly start: number;
+  readonly end: number;
+  readonly attrs: Record<string, unknown>;
+  readonly status: number;
+}
+
 describe("engine spans", () => {
   const recorded = readFileSync(
     new URL("../fixtures/otlp/vllm-spans.jsonl", import.meta.url),
@@ -279,7 +305,7 @@ describe("engine spans", () => {
   )
     .trim()
     .split("\n")
-    .map((line) => JSON.parse(line));
+    .map((line) => JSON.parse(line) as Recorded);
 
   /** The recording as the engine sent it: numbers with a fraction or not, as Python types had it. */
   function otlpJson(): string {
@@ -319,12 +345,9 @@ describe("engine spans", () => {
     await post(otlpJson(), { "content-type": "application/json" });
     const single = (await ask("/api/by-request/traced-1")).body;
     expect(single.spans).toHaveLength(1);
-    expect(single.spans[0].parentSpanId).toBe("b7ad6b7169203331");
+    expect(single.spans[0]?.parentSpanId).toBe("b7ad6b7169203331");
     const pair = (await ask("/api/by-request/pd-trace")).body;
-    expect(pair.spans.map((s: any) => s.resource["service.name"]).sort()).toEqual([
-      "vllm-d",
-      "vllm-p",
-    ]);
+    expect(pair.spans.map((s) => s.resource["service.name"]).sort()).toEqual(["vllm-d", "vllm-p"]);
     expect(checkAgainstCatalogue([...single.spans, ...pair.spans])).toEqual([]);
   });
 });
@@ -393,6 +416,64 @@ describe("query API", () => {
       "kvmesh_console_store_traces 0",
     );
     expect((await fetch(`${base}/healthz`)).status).toBe(200);
+  });
+});
+
+describe("kvmesh trace", () => {
+  async function run(target: string, json = false): Promise<[number, string, string]> {
+    let out = "";
+    let err = "";
+    running.flush();
+    const code = await traceCommand({
+      target,
+      json,
+      consoleUrl: `http://127.0.0.1:${String(running.ports.http)}/`,
+      stdout: { write: (text: string) => (out += text) },
+      stderr: { write: (text: string) => (err += text) },
+    });
+    return [code, out, err];
+  }
+
+  test("draws what the console holds, by every kind of id, and gives the JSON when asked", async () => {
+    const { spans, traceId } = sdkSpans();
+    await post(ProtobufTraceSerializer.serializeRequest(spans) as Uint8Array, {
+      "content-type": "application/x-protobuf",
+    });
+    for (const target of ["last", traceId, traceId.toUpperCase(), "r0.17.42", "3f1c/odd id"]) {
+      const [code, out, err] = await run(target);
+      expect([target, code, err]).toEqual([target, 0, ""]);
+      expect(out).toContain(`trace ${traceId}  2026-11-23T02:30:52.992Z`);
+      expect(out).toContain("└─ kvmesh.route.score");
+      expect(out).toContain("failed: kvmesh.route: no worker");
+    }
+    const [, json] = await run("last", true);
+    expect(JSON.parse(json)).toMatchObject({ traceId, spans: [{ name: "kvmesh.route" }, {}] });
+  });
+
+  test("says in one line what is wrong", async () => {
+    expect(await run("last")).toEqual([
+      1,
+      "",
+      expect.stringMatching(/^trace: no trace with .*\n$/),
+    ]);
+    expect(await run("nobody")).toEqual([
+      1,
+      "",
+      "trace: no trace with request or decision id nobody is held\n",
+    ]);
+    expect(await run("")).toEqual([2, "", expect.stringMatching(/1 to 200 characters/)]);
+    const { http } = running.ports;
+    await running.stop();
+    expect(await run("last")).toEqual([
+      1,
+      "",
+      expect.stringMatching(
+        new RegExp(
+          `^trace: no console answers at http://127.0.0.1:${String(http)} .*kvmesh up.*\n$`,
+        ),
+      ),
+    ]);
+    running = await startWith({});
   });
 });
 
