@@ -163,6 +163,9 @@ export class FusedBpe implements Tokenizer {
     const { bytes, view } = text;
     const byteClasses = this.#byteClasses;
     const digitsMax = this.#tables.digitsMax;
+    const words = this.#words;
+    const ids = this.#ids;
+    const pool = words.idPool;
     let at = from;
     while (at < to) {
       const byte = bytes[at] as number;
@@ -181,7 +184,8 @@ export class FusedBpe implements Tokenizer {
         }
       } else {
         const contractionSize = byte === 0x27 ? contractionAt(bytes, at, to) : 0;
-        const next = end < to ? this.#classAt(bytes, end) : -1;
+        let next = end < to ? (byteClasses[bytes[end] as number] as number) : -1;
+        if (next === CharClass.multiByte) next = this.#classAt(bytes, end);
         if (contractionSize > 0) {
           end = at + contractionSize;
         } else if (next === CharClass.letter && kind !== CharClass.newline) {
@@ -192,14 +196,13 @@ export class FusedBpe implements Tokenizer {
           end = this.#skipSpaces(bytes, at, to);
         }
       }
-      const value = this.#words.find(bytes, view, at, end);
+      const value = words.find(bytes, view, at, end);
       if (value < 0) {
         n = this.#encodeUnknown(bytes, at, end, n);
-      } else if (this.#words.count === 1) {
-        this.#ids[n++] = value;
+      } else if (words.count === 1) {
+        ids[n++] = value;
       } else {
-        const pool = this.#words.idPool;
-        for (let i = 0; i < this.#words.count; i++) this.#ids[n++] = pool[value + i] as number;
+        for (let i = 0; i < words.count; i++) ids[n++] = pool[value + i] as number;
       }
       at = end;
     }
