@@ -3,7 +3,7 @@
  * equals, until no neighbouring pair has a rank.
  *
  * Up to `scanLengthMax` symbols a linear scan per merge is fastest. Longer words (a run of letters
- * without a space can be as long as the body) use a linked list and a heap: O(n log n), about 20 ms for
+ * without a space can be as long as the body) use a linked list and a heap: O(n log n), about 40 ms per
  * 100 KB of one character.
  */
 
