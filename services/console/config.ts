@@ -57,8 +57,8 @@ export const ConsoleConfig = z.strictObject({
     .prefault({}),
   store: z
     .strictObject({
-      /** Folder of `traces.sqlite`; empty keeps traces in memory only. */
-      stateDir: z.string().default(".kvmesh/console"),
+      /** Folder of `traces.sqlite`; `memory` keeps traces in memory only (a folder of that name is `./memory`). */
+      stateDir: z.string().min(1).default(".kvmesh/console"),
       tracesMax: z.number().int().min(1).max(1_000_000).default(10_000),
       /** Bytes of spans kept; the file is larger by its indexes, about a third. */
       bytesMax: z

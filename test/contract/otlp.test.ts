@@ -32,7 +32,7 @@ async function startWith(overrides: Record<string, unknown>): Promise<RunningCon
   const config = ConsoleConfig.parse({
     httpPort: 0,
     otlp: { grpcPort: 0, httpPort: 0, messageBytesMax: 1_048_576, reflection: false },
-    store: { stateDir: "" },
+    store: { stateDir: "memory" },
     ...overrides,
   });
   return startConsole(config, { log: pino({ level: "silent" }), clock: realClock });
@@ -481,7 +481,7 @@ test("a full queue refuses spans at once with a partial success, and counts them
   await running.stop();
   running = await startWith({
     queue: { spansMax: 3 },
-    store: { stateDir: "", flushIntervalMs: 10_000 },
+    store: { stateDir: "memory", flushIntervalMs: 10_000 },
   });
   const spans = [1, 2, 3, 4, 5].map((n) => ({
     traceId: "ef".repeat(16),

@@ -1,6 +1,7 @@
 import type { Logger } from "pino";
 import type { Clock } from "../../shared/core/clock.ts";
 import { parseCidr } from "../../shared/core/cidr.ts";
+import { MeshError } from "../../shared/core/errors.ts";
 import { createMetrics } from "../../shared/edge/metrics.ts";
 import type { ConsoleConfig } from "../config.ts";
 import { SpanQueue } from "../core/span-queue.ts";
@@ -24,6 +25,20 @@ export interface RunningConsole {
   flush(): void;
   /** Stops receiving, writes what is queued, closes the store. */
   stop(): Promise<void>;
+}
+
+/** Waits for a listener; a port that cannot be bound is told with its setting. */
+async function bound<T>(setting: string, port: number, listener: Promise<T>): Promise<T> {
+  try {
+    return await listener;
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new MeshError(
+      "already_exists",
+      `cannot listen on port ${port.toString()} (${reason}): free it, or set ${setting}`,
+      { cause: error },
+    );
+  }
 }
 
 /**
@@ -60,30 +75,42 @@ export async function startConsole(
     const allowed = config.otlp.allowedCidrs.map(parseCidr).filter((range) => range !== undefined);
     const shared = { host: config.host, receiver, allowed, metrics };
     const refused = (): void => metrics.requestsRefused.inc({ reason: "caller" });
-    const grpc = await startOtlpGrpc({
-      ...shared,
-      port: config.otlp.grpcPort,
-      messageBytesMax: config.otlp.messageBytesMax,
-      reflection: config.otlp.reflection,
-      onRefused: refused,
-    });
+    const grpc = await bound(
+      "console.otlp.grpcPort",
+      config.otlp.grpcPort,
+      startOtlpGrpc({
+        ...shared,
+        port: config.otlp.grpcPort,
+        messageBytesMax: config.otlp.messageBytesMax,
+        reflection: config.otlp.reflection,
+        onRefused: refused,
+      }),
+    );
     closers.push(() => grpc.close(graceMs));
-    const otlpHttp = await startOtlpHttp({
-      ...shared,
-      port: config.otlp.httpPort,
-      bytesMax: config.otlp.messageBytesMax,
-      budget: new BodyBudget(config.otlp.bodiesBytesMax),
-    });
+    const otlpHttp = await bound(
+      "console.otlp.httpPort",
+      config.otlp.httpPort,
+      startOtlpHttp({
+        ...shared,
+        port: config.otlp.httpPort,
+        bytesMax: config.otlp.messageBytesMax,
+        budget: new BodyBudget(config.otlp.bodiesBytesMax),
+      }),
+    );
     closers.push(() => otlpHttp.close());
-    const http = await startQueryApi({
-      host: config.host,
-      port: config.httpPort,
-      store: () => writer.store,
-      registry,
-      metrics,
-      healthy: () => writer.healthy,
-      log,
-    });
+    const http = await bound(
+      "console.httpPort",
+      config.httpPort,
+      startQueryApi({
+        host: config.host,
+        port: config.httpPort,
+        store: () => writer.store,
+        registry,
+        metrics,
+        healthy: () => writer.healthy,
+        log,
+      }),
+    );
     closers.push(() => http.close());
     const ports = { grpc: grpc.port, otlpHttp: otlpHttp.port, http: http.port };
     return { ports, flush: () => writer.flush(), stop };

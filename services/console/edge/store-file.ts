@@ -61,7 +61,7 @@ function moveAside(path: string, unixMs: number): string {
 }
 
 /**
- * Opens `traces.sqlite` in the folder, which is made when missing, or a store in memory when the folder is empty.
+ * Opens `traces.sqlite` in the folder, which is made when missing, or a store in memory for `memory`.
  * A damaged file is moved aside with an error line and a new one is started (`onReset`). Throws `already_exists` when
  * another process holds the file, and what the system says when the folder cannot be used.
  */
@@ -71,7 +71,7 @@ export function openStoreFile(options: {
   readonly unixMs: () => number;
   readonly onReset: () => void;
 }): DatabaseSync {
-  if (options.stateDir === "") return open(":memory:");
+  if (options.stateDir === "memory") return open(":memory:");
   mkdirSync(options.stateDir, { recursive: true });
   const path = join(options.stateDir, "traces.sqlite");
   try {
