@@ -239,6 +239,7 @@ class JoinStream {
   #lost(): void {
     this.#ended = true;
     clearTimeout(this.#deadline);
+    this.#d.runtimes.forget(this.#id);
     this.#d.core.streamLost(this.#id, this.#d.clock.now());
   }
 
@@ -300,10 +301,8 @@ class JoinStream {
     }
     this.#counters = undefined;
     this.#send({ $case: "accepted", value: {} });
-    for (const sha256 of runtimes.wanted(facts)) {
-      this.#artifacts.set(sha256, { parts: [], bytes: 0 });
-      this.#send({ $case: "artifact", value: { sha256: Buffer.from(sha256, "hex") } });
-    }
+    runtimes.learn(facts);
+    this.#askForFiles(facts);
     log.info(
       {
         event: "worker_joined",
@@ -315,6 +314,14 @@ class JoinStream {
       },
       "worker joined",
     );
+  }
+
+  /** Asks for model files that no other worker is delivering. */
+  #askForFiles(facts: MemberFacts): void {
+    for (const sha256 of this.#d.runtimes.claim(facts, this.#id, this.#d.clock.now())) {
+      this.#artifacts.set(sha256, { parts: [], bytes: 0 });
+      this.#send({ $case: "artifact", value: { sha256: Buffer.from(sha256, "hex") } });
+    }
   }
 
   /** Set by the service: ends a stream that a newer one replaces. */
@@ -425,6 +432,7 @@ class JoinStream {
     const { running, waiting, kvUsageRatio } = sample;
     const at = monoMs(clock.now() - Math.max(0, sample.sampleAgeMs));
     core.report(member.key, { running, waiting, kvUsageRatio, at }, delta);
+    if (member.facts !== undefined) this.#askForFiles(member.facts);
     this.#ack(member);
   }
 

@@ -3,6 +3,7 @@ import type { Logger } from "pino";
 import { hashRoot } from "../../shared/core/block-hash.ts";
 import { ChatTemplate } from "../../shared/core/chat-template.ts";
 import { loadTokenizer } from "../../shared/edge/tokenizer-loader.ts";
+import type { MonoMs } from "../../shared/core/ids.ts";
 import type { MemberFacts } from "../core/membership/member.ts";
 import type {
   ModelRuntime,
@@ -12,6 +13,9 @@ import type {
 
 /** Largest model file that a worker may deliver, bytes. */
 export const artifactBytesMax = 64 * 1024 * 1024;
+
+/** How long a worker may take to deliver a file before another one is asked, ms. */
+const deliveryMsMax = 20_000;
 
 type TokenizerState =
   | { readonly kind: "wanted" }
@@ -30,6 +34,7 @@ export class ModelRuntimes {
   readonly #tokenizers = new Map<string, TokenizerState>();
   readonly #templateSources = new Map<string, string>();
   readonly #runtimes = new Map<string, ModelRuntime>();
+  readonly #asked = new Map<string, { readonly streamId: number; readonly at: MonoMs }>();
 
   constructor(options: { readonly hashSeed: Uint8Array; readonly log: Logger }) {
     this.#hashSeed = options.hashSeed;
@@ -54,20 +59,40 @@ export class ModelRuntimes {
     return runtime;
   }
 
-  /** A worker's facts; returns the digests (hex) of the files that it should deliver. */
-  wanted(facts: MemberFacts): string[] {
+  /** Takes a worker's facts: what its pool's prompts are read with. */
+  learn(facts: MemberFacts): void {
     this.#facts.set(facts.pool, facts);
     this.#runtimes.delete(facts.pool);
-    const { tokenizerSha256, chatTemplateSha256 } = facts;
+    const { tokenizerSha256 } = facts;
     if (tokenizerSha256 !== "" && !this.#tokenizers.has(tokenizerSha256)) {
       this.#tokenizers.set(tokenizerSha256, { kind: "wanted" });
     }
-    const wanted: string[] = [];
-    if (this.#tokenizers.get(tokenizerSha256)?.kind === "wanted") wanted.push(tokenizerSha256);
+  }
+
+  /**
+   * Digests (hex) of the files that this worker should deliver now. Each file is asked of one worker at a time;
+   * `streamId` is its stream, `forget` and time free it for another.
+   */
+  claim(facts: MemberFacts, streamId: number, now: MonoMs): string[] {
+    const missing: string[] = [];
+    const { tokenizerSha256, chatTemplateSha256 } = facts;
+    if (this.#tokenizers.get(tokenizerSha256)?.kind === "wanted") missing.push(tokenizerSha256);
     if (chatTemplateSha256 !== "" && !this.#templateSources.has(chatTemplateSha256)) {
-      wanted.push(chatTemplateSha256);
+      missing.push(chatTemplateSha256);
     }
-    return wanted;
+    return missing.filter((sha256) => {
+      const asked = this.#asked.get(sha256);
+      if (asked !== undefined && now - asked.at < deliveryMsMax) return false;
+      this.#asked.set(sha256, { streamId, at: now });
+      return true;
+    });
+  }
+
+  /** A stream is gone; what it was asked for is free to be asked of another. */
+  forget(streamId: number): void {
+    for (const [sha256, asked] of this.#asked) {
+      if (asked.streamId === streamId) this.#asked.delete(sha256);
+    }
   }
 
   /** Whether every tokenizer that a worker has can be used now, or never will. */
@@ -80,6 +105,7 @@ export class ModelRuntimes {
   /** A file has come whole. Returns false when it is not the file that the digest names. */
   deliver(sha256: string, content: Uint8Array): boolean {
     if (createHash("sha256").update(content).digest("hex") !== sha256) return false;
+    this.#asked.delete(sha256);
     const state = this.#tokenizers.get(sha256);
     if (state === undefined) {
       this.#templateSources.set(sha256, new TextDecoder().decode(content));

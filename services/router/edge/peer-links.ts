@@ -141,8 +141,9 @@ class PeerLink {
         { event: "peer_link_lost", peer: this.address, err: error },
         "peer link lost",
       );
+      this.#lost(call);
     });
-    call.on("close", () => {
+    call.on("end", () => {
       this.#lost(call);
     });
     const minute = BigInt(Math.floor(clock.wallUnixUs() / 60_000_000));

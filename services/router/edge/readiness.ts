@@ -1,8 +1,8 @@
 import type { MonoMs } from "../../shared/core/ids.ts";
 import type { Knowledge } from "../core/discovery/discovery.ts";
 
-/** Longest wait for model files before serving by load alone, ms. */
-const runtimesWaitMs = 10_000;
+/** Longest wait for model files after the first worker joined, before serving by load alone, ms. */
+const runtimesWaitMs = 15_000;
 
 /** What readiness is judged by. */
 export interface ReadinessFacts {
@@ -30,6 +30,7 @@ export class Readiness {
   #knowledge: Knowledge = "none";
   #serving = false;
   #draining = false;
+  #firstMemberAt: MonoMs | undefined;
 
   constructor(options: ReadinessOptions) {
     this.#options = options;
@@ -53,8 +54,10 @@ export class Readiness {
       this.#knowledge = knowledge;
       this.#options.onKnowledge(knowledge);
     }
+    if (facts.members > 0) this.#firstMemberAt ??= now;
     if (this.#serving || this.#draining || knowledge === "none") return;
-    if (!facts.runtimesSettled && waited < runtimesWaitMs) return;
+    const waitedForFiles = now - (this.#firstMemberAt ?? now);
+    if (!facts.runtimesSettled && waitedForFiles < runtimesWaitMs) return;
     this.#serving = true;
     this.#options.onServing(true);
   }

@@ -119,7 +119,7 @@ function present(
   const out: Record<string, string | number | boolean | string[] | number[]> = {};
   for (const [name, value] of Object.entries(attributes)) {
     if (value === undefined) continue;
-    if (typeof value === "object") out[name] = value.slice() as string[] | number[];
+    if (typeof value === "object") out[name] = value.slice();
     else out[name] = value;
   }
   return out;
