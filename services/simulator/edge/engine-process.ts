@@ -5,10 +5,12 @@ import type { Logger } from "pino";
 import type { Clock } from "../../shared/core/clock.ts";
 import { SeededRandom } from "../../shared/core/random.ts";
 import { stepModels, type StepModel } from "../../shared/core/step-model.ts";
+import type { Tokenizer } from "../../shared/core/tokenizer/tokenizer.ts";
 import {
   loadTokenizer,
   readModelFiles,
   specialTokenOf,
+  type ModelFiles,
 } from "../../shared/edge/tokenizer-loader.ts";
 import type { Tracing } from "../../shared/edge/tracing.ts";
 import type { EngineConfig } from "../config.ts";
@@ -48,6 +50,22 @@ export interface EngineEnvironment {
   readonly tracing: Tracing;
   /** Called when a crash was ordered; ends the process. */
   readonly exit: (code: number) => void;
+  /** Loaded before, for several engines in one process; default: loaded from `tokenizerDir`. */
+  readonly model?: EngineModel;
+}
+
+/** What an engine knows of its model's texts. */
+export interface EngineModel {
+  readonly tokenizer: Tokenizer;
+  readonly files: ModelFiles;
+  readonly vocabulary: Vocabulary;
+}
+
+/** Loads tokenizer and chat template of a folder; empty means the vocabulary that the package brings. */
+export async function loadEngineModel(folder: string): Promise<EngineModel> {
+  const files = await readModelFiles(folder === "" ? defaultTokenizerDir() : folder);
+  const tokenizer = await loadTokenizer(files.tokenizerJson);
+  return { tokenizer, files, vocabulary: new Vocabulary(tokenizer) };
 }
 
 /** Folder of the vocabulary that the package brings. */
@@ -66,10 +84,8 @@ export async function startEngine(
   environment: EngineEnvironment,
 ): Promise<RunningEngine> {
   const { clock, log, tracing } = environment;
-  const folder = config.tokenizerDir === "" ? defaultTokenizerDir() : config.tokenizerDir;
-  const files = await readModelFiles(folder);
-  const tokenizer = await loadTokenizer(files.tokenizerJson);
-  const vocabulary = new Vocabulary(tokenizer);
+  const { tokenizer, files, vocabulary } =
+    environment.model ?? (await loadEngineModel(config.tokenizerDir));
   const prompts = createPromptTokens(tokenizer, files, clock);
   const endToken = vocabulary.idOf(specialTokenOf(files.config, "eos_token") ?? "");
   const oracle = new TokenOracle({
