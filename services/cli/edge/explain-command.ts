@@ -3,7 +3,7 @@ import type { ExplainResponse } from "../../shared/gen/kvmesh/router/v1/router.t
 import { explainJson, explainView } from "../core/explain-view.ts";
 import { unknownName } from "../core/suggestion.ts";
 import { exitCodes, type CommandIo } from "./command-io.ts";
-import type { DecisionKey } from "./router-client.ts";
+import type { DecisionKey, RouterClient } from "./router-client.ts";
 import { connectRouters, type MeshAddress } from "./running-mesh.ts";
 
 /** Options of `kvmesh explain`. */
@@ -46,13 +46,32 @@ export async function explainCommand(
   const weights = readWeights(options.whatIf ?? []);
   const routers = connectRouters(options);
   try {
-    const response = await routers.explain(decisionKey(which), weights);
-    requireKnownTerms(response, Object.keys(weights));
+    const response = await explain(routers, which, weights);
     if (options.json === true) io.out(JSON.stringify(explainJson(response)));
     else for (const line of explainView(response)) io.out(line);
     return exitCodes.done;
   } finally {
     routers.close();
+  }
+}
+
+async function explain(
+  routers: RouterClient,
+  which: string,
+  weights: Readonly<Record<string, number>>,
+): Promise<ExplainResponse> {
+  try {
+    return await routers.explain(decisionKey(which), weights);
+  } catch (error) {
+    if (!(error instanceof MeshError)) throw error;
+    if (error.code === "not_found") {
+      throw new MeshError("not_found", `${which}: ${error.message}`, { cause: error });
+    }
+    if (error.code === "invalid_request" && Object.keys(weights).length > 0) {
+      // A weight for a term that does not exist: the decision's own terms tell what was meant.
+      requireKnownTerms(await routers.explain(decisionKey(which)), Object.keys(weights));
+    }
+    throw error;
   }
 }
 
