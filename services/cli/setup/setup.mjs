@@ -49,17 +49,22 @@ async function run(command, args, { mend, env = process.env }) {
       cwd: root,
       env,
       stdio: ["ignore", "pipe", "pipe"],
-      timeout: stepMsMax,
       shell: process.platform === "win32",
     });
+    // Not spawn's own timeout: that one goes on running, and keeps this process, when the command does not exist.
+    const limit = setTimeout(() => child.kill("SIGTERM"), stepMsMax);
+    const end = (code) => {
+      clearTimeout(limit);
+      settle({ code, output });
+    };
     let output = "";
     const keep = (chunk) => {
       output = (output + chunk).slice(-8_000);
     };
     child.stdout.on("data", keep);
     child.stderr.on("data", keep);
-    child.on("error", (error) => settle({ code: error.code ?? error.message, output }));
-    child.on("close", (code, signal) => settle({ code: code ?? signal, output }));
+    child.on("error", (error) => end(error.code ?? error.message));
+    child.on("close", (code, signal) => end(code ?? signal));
   });
   if (result.code === 0) return result.output;
   const tail = result.output.trim().split("\n").slice(-15).join("\n");
