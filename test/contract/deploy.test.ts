@@ -6,7 +6,7 @@ import { z } from "zod";
 import { consoleMetrics } from "../../services/console/metrics.ts";
 import { routerMetrics } from "../../services/router/metrics.ts";
 import type { MetricSpec } from "../../services/shared/edge/metrics.ts";
-import { attributeCatalogue } from "../../services/shared/edge/trace-catalogue.ts";
+import { attributeCatalogue } from "../../services/shared/core/trace-catalogue.ts";
 import { workerMetrics } from "../../services/worker/metrics.ts";
 
 function read<T>(path: string, schema: z.ZodType<T>): T {

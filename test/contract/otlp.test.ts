@@ -22,7 +22,7 @@ import {
   attributes,
   checkAgainstCatalogue,
   spanNames,
-} from "../../services/shared/edge/trace-catalogue.ts";
+} from "../../services/shared/core/trace-catalogue.ts";
 import { startTracing } from "../../services/shared/edge/tracing.ts";
 import { ExportTraceServiceResponse } from "../../services/shared/gen/opentelemetry/proto/collector/trace/v1/trace_service.ts";
 

@@ -1,4 +1,4 @@
-import { viewed, viewedSpans } from "./trace-names.ts";
+import { attributes, spanNames } from "../../shared/core/trace-catalogue.ts";
 import { numberAt, spanForest, textAt, type ViewSpan, type ViewTrace } from "./trace-tree.ts";
 
 /** The spans of a request by what they stand for; absent ones did not arrive. */
@@ -22,16 +22,16 @@ export function findRoles(trace: ViewTrace): TraceRoles {
   const last = (name: string): ViewSpan | undefined =>
     trace.spans.findLast((span) => span.name === name);
   return {
-    ingress: trace.spans.find((span) => span.name === viewedSpans.ingress),
+    ingress: trace.spans.find((span) => span.name === spanNames.ingress),
     extProc: trace.spans.findLast((span) => /^async .*ext_proc.* egress$/u.test(span.name)),
-    route: last(viewedSpans.route),
-    body: last(viewedSpans.body),
-    tokenize: last(viewedSpans.tokenize),
-    lookup: last(viewedSpans.lookup),
-    score: last(viewedSpans.score),
-    serve: last(viewedSpans.serve),
+    route: last(spanNames.route),
+    body: last(spanNames.routeBody),
+    tokenize: last(spanNames.routeTokenize),
+    lookup: last(spanNames.routeLookup),
+    score: last(spanNames.routeScore),
+    serve: last(spanNames.serve),
     tries: trace.spans.filter((span) => /^router .+ egress$/u.test(span.name)),
-    engine: last(viewedSpans.engine),
+    engine: last(spanNames.llmRequest),
   };
 }
 
@@ -47,25 +47,25 @@ function expectRouter(roles: TraceRoles, missing: string[]): void {
     missing.push("kvmesh.route (the router did not decide, or does not trace)");
     return;
   }
-  const picked = textAt(route, viewed.outcome) === "picked";
-  if (roles.body === undefined && picked) missing.push(viewedSpans.body);
-  if (picked && textAt(route, viewed.loadOnlyReason) === undefined) {
-    if (roles.tokenize === undefined) missing.push(viewedSpans.tokenize);
-    if (roles.lookup === undefined) missing.push(viewedSpans.lookup);
+  const picked = textAt(route, attributes.routeOutcome) === "picked";
+  if (roles.body === undefined && picked) missing.push(spanNames.routeBody);
+  if (picked && textAt(route, attributes.routeLoadOnlyReason) === undefined) {
+    if (roles.tokenize === undefined) missing.push(spanNames.routeTokenize);
+    if (roles.lookup === undefined) missing.push(spanNames.routeLookup);
   }
-  if (picked && roles.score === undefined) missing.push(viewedSpans.score);
+  if (picked && roles.score === undefined) missing.push(spanNames.routeScore);
   if (picked && roles.serve === undefined) {
     missing.push("kvmesh.serve (arrives when the request has ended)");
   }
 }
 
 function expectEnvoyAndEngine(roles: TraceRoles, missing: string[]): void {
-  if (roles.route?.attributes[viewed.parentUnsampled] === true) return;
+  if (roles.route?.attributes[attributes.parentUnsampled] === true) return;
   if (roles.ingress === undefined) missing.push("ingress (Envoy sends spans some seconds late)");
   if (roles.extProc === undefined && roles.route !== undefined)
     missing.push("Envoy's ext_proc span");
-  const picked = textAt(roles.route, viewed.outcome) === "picked";
-  const attempts = numberAt(roles.serve, viewed.attempts) ?? (picked ? 1 : 0);
+  const picked = textAt(roles.route, attributes.routeOutcome) === "picked";
+  const attempts = numberAt(roles.serve, attributes.serveAttempts) ?? (picked ? 1 : 0);
   if (roles.tries.length < attempts) {
     missing.push(`${String(attempts - roles.tries.length)} of ${String(attempts)} upstream tries`);
   }
@@ -82,7 +82,7 @@ export function checkComplete(trace: ViewTrace, roles: TraceRoles): Completeness
   const missing: string[] = [];
   expectRouter(roles, missing);
   expectEnvoyAndEngine(roles, missing);
-  const expected = numberAt(roles.route, viewed.spansExpected);
+  const expected = numberAt(roles.route, attributes.traceSpansExpected);
   const ours = trace.spans.filter((span) => span.name.startsWith("kvmesh.")).length;
   if (expected !== undefined && ours < expected && missing.length === 0) {
     missing.push(`${String(expected - ours)} of ${String(expected)} router spans`);

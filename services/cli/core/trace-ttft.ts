@@ -1,4 +1,4 @@
-import { viewed } from "./trace-names.ts";
+import { attributes } from "../../shared/core/trace-catalogue.ts";
 import type { TraceRoles } from "./trace-roles.ts";
 import { numberAt, type ViewSpan } from "./trace-tree.ts";
 
@@ -56,16 +56,16 @@ export function ttftParts(roles: TraceRoles): TtftParts {
   );
   addRouterParts(roles, add);
   addHopParts(roles, add);
-  const engineTtftMs = seconds(engine, viewed.engineTtftSeconds);
-  const queueMs = seconds(engine, viewed.engineQueueSeconds);
-  const prefillMs = seconds(engine, viewed.enginePrefillSeconds);
+  const engineTtftMs = seconds(engine, attributes.engineTtftSeconds);
+  const queueMs = seconds(engine, attributes.engineQueueSeconds);
+  const prefillMs = seconds(engine, attributes.enginePrefillSeconds);
   add("engine queue", queueMs, engine ? "engine queue" : "");
   add("engine prefill", prefillMs, engine ? "engine prefill" : "");
   const known = (queueMs ?? 0) + (prefillMs ?? 0);
   add("engine, the rest", engineTtftMs === undefined ? undefined : engineTtftMs - known, "");
   if (engine === undefined) gaps.push("from the router's answer on (no llm_request span)");
 
-  const observedMs = numberAt(roles.serve, viewed.observedTtftMs);
+  const observedMs = numberAt(roles.serve, attributes.observedTtftMs);
   const firstByteAt =
     ingress !== undefined && observedMs !== undefined ? ingress.startMs + observedMs : undefined;
   const firstTokenAt =

@@ -1,7 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { attributeCatalogue, findSpanSpec } from "../../shared/edge/trace-catalogue.ts";
-import { viewed, viewedSpans } from "./trace-names.ts";
+import { attributes } from "../../shared/core/trace-catalogue.ts";
 import { checkComplete, findRoles } from "./trace-roles.ts";
 import { parseTrace, spanForest } from "./trace-tree.ts";
 import { ttftParts } from "./trace-ttft.ts";
@@ -64,14 +63,14 @@ function wholeRequest(): SpanInput[] {
       from: 2,
       to: 11,
       attributes: {
-        [viewed.decisionId]: "r0.17.42",
-        [viewed.requestId]: "req-7",
-        [viewed.outcome]: "picked",
-        [viewed.workerId]: "w2",
-        [viewed.model]: "qwen3",
-        [viewed.predictedTtftMs]: 50,
-        [viewed.predictedCachedTokens]: 1_024,
-        [viewed.spansExpected]: 6,
+        [attributes.decisionId]: "r0.17.42",
+        [attributes.requestId]: "req-7",
+        [attributes.routeOutcome]: "picked",
+        [attributes.workerId]: "w2",
+        [attributes.genAiRequestModel]: "qwen3",
+        [attributes.predictedTtftMs]: 50,
+        [attributes.predictedCachedTokens]: 1_024,
+        [attributes.traceSpansExpected]: 6,
       },
       links: [{ traceId: "ab".repeat(16), spanId: "cd".repeat(8) }],
     },
@@ -85,12 +84,12 @@ function wholeRequest(): SpanInput[] {
       from: 9,
       to: 10,
       attributes: {
-        [viewed.candidates]: 3,
-        [viewed.filtered]: ["draining=1"],
-        [viewed.candidateId]: ["w2", "w1"],
-        [viewed.candidateTotalMs]: [48.5, 90],
-        [viewed.candidateMatchedTokens]: [1_024, 0],
-        [viewed.marginMs]: 41.5,
+        [attributes.routeCandidates]: 3,
+        [attributes.routeFiltered]: ["draining=1"],
+        [attributes.candidateId]: ["w2", "w1"],
+        [attributes.candidateTotalMs]: [48.5, 90],
+        [attributes.candidateMatchedTokens]: [1_024, 0],
+        [attributes.routeMarginMs]: 41.5,
       },
     },
     {
@@ -109,9 +108,9 @@ function wholeRequest(): SpanInput[] {
       to: 398,
       resource: engine,
       attributes: {
-        [viewed.engineTtftSeconds]: 0.044,
-        [viewed.engineQueueSeconds]: 0.01,
-        [viewed.enginePrefillSeconds]: 0.03,
+        [attributes.engineTtftSeconds]: 0.044,
+        [attributes.engineQueueSeconds]: 0.01,
+        [attributes.enginePrefillSeconds]: 0.03,
       },
     },
     {
@@ -121,12 +120,12 @@ function wholeRequest(): SpanInput[] {
       from: 11,
       to: 400,
       attributes: {
-        [viewed.observedTtftMs]: 60,
-        [viewed.observedCachedTokens]: 1_008,
-        [viewed.differenceCause]: "queue",
-        [viewed.attempts]: 1,
-        [viewed.servedAsPicked]: true,
-        [viewed.status]: 200,
+        [attributes.observedTtftMs]: 60,
+        [attributes.observedCachedTokens]: 1_008,
+        [attributes.differenceCause]: "queue",
+        [attributes.serveAttempts]: 1,
+        [attributes.serveAsPicked]: true,
+        [attributes.httpResponseStatusCode]: 200,
       },
     },
   ];
@@ -139,16 +138,6 @@ const draw = (inputs: readonly SpanInput[]): string =>
 const without = (...names: string[]): SpanInput[] =>
   wholeRequest().filter((input) => !names.includes(input.name));
 const partsOf = (inputs: readonly SpanInput[]) => ttftParts(findRoles(traceOf(inputs)));
-
-describe("names", () => {
-  test("are those of the catalogue", () => {
-    const known = new Set(Object.values(attributeCatalogue).map((spec) => spec.name));
-    expect(Object.values(viewed).filter((name) => !known.has(name))).toEqual([]);
-    expect(Object.values(viewedSpans).filter((name) => findSpanSpec(name) === undefined)).toEqual(
-      [],
-    );
-  });
-});
 
 describe("parts of the time to first token", () => {
   test("add up to what Envoy observed when every span is there", () => {
@@ -240,7 +229,7 @@ describe("completeness", () => {
   test("counts with the router's own number, and tells what the store left out", () => {
     const more = wholeRequest().map((input) =>
       input.name === "kvmesh.route"
-        ? { ...input, attributes: { ...input.attributes, [viewed.spansExpected]: 8 } }
+        ? { ...input, attributes: { ...input.attributes, [attributes.traceSpansExpected]: 8 } }
         : input,
     );
     expect(missing(more)).toEqual(["2 of 8 router spans"]);
@@ -254,8 +243,8 @@ describe("completeness", () => {
             ...input,
             attributes: {
               ...input.attributes,
-              [viewed.loadOnlyReason]: "images",
-              [viewed.spansExpected]: 4,
+              [attributes.routeLoadOnlyReason]: "images",
+              [attributes.traceSpansExpected]: 4,
             },
           }
         : input,
@@ -274,7 +263,10 @@ describe("drawing", () => {
       input.name === "kvmesh.route"
         ? {
             ...input,
-            attributes: { ...input.attributes, [viewed.model]: "\u001b[2J\u0007\u202Eevil\nline" },
+            attributes: {
+              ...input.attributes,
+              [attributes.genAiRequestModel]: "\u001b[2J\u0007\u202Eevil\nline",
+            },
           }
         : input,
     );
@@ -294,7 +286,7 @@ describe("drawing", () => {
         ? {
             ...input,
             status: { code: "error", message: "connection reset" },
-            attributes: { ...input.attributes, [viewed.errorType]: "upstream_reset" },
+            attributes: { ...input.attributes, [attributes.errorType]: "upstream_reset" },
           }
         : input,
     );
@@ -310,7 +302,7 @@ describe("drawing", () => {
         from: fc.double({ min: 0, max: 1e6, noNaN: true }),
         to: fc.double({ min: 0, max: 1e6, noNaN: true }),
         attributes: fc.dictionary(
-          fc.constantFrom(...Object.values(viewed)),
+          fc.constantFrom(...Object.values(attributes)),
           fc.oneof(fc.double(), fc.string(), fc.array(fc.double()), fc.constant(null)),
         ),
       }),

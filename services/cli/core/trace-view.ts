@@ -1,5 +1,5 @@
 import { formatCount, formatMs, textTable } from "./text-table.ts";
-import { viewed } from "./trace-names.ts";
+import { attributes } from "../../shared/core/trace-catalogue.ts";
 import { checkComplete, findRoles, type TraceRoles } from "./trace-roles.ts";
 import {
   listAt,
@@ -89,25 +89,25 @@ function headLines(trace: ViewTrace, roles: TraceRoles, paint: Paint): string[] 
   const { route, serve } = roles;
   const started = new Date(trace.startUnixMs).toISOString();
   const ids = [
-    ["decision", textAt(route, viewed.decisionId)],
-    ["request", textAt(route, viewed.requestId)],
+    ["decision", textAt(route, attributes.decisionId)],
+    ["request", textAt(route, attributes.requestId)],
   ].flatMap(([name, value]) => (value === undefined ? [] : [`${String(name)} ${value}`]));
   const facts = [
-    ["model", textAt(route, viewed.model)],
-    ["pool", textAt(route, viewed.pool)],
-    ["policy", textAt(route, viewed.policy)],
-    ["outcome", textAt(route, viewed.outcome)],
-    ["worker", textAt(route, viewed.workerId)],
+    ["model", textAt(route, attributes.genAiRequestModel)],
+    ["pool", textAt(route, attributes.poolId)],
+    ["policy", textAt(route, attributes.routePolicy)],
+    ["outcome", textAt(route, attributes.routeOutcome)],
+    ["worker", textAt(route, attributes.workerId)],
   ].flatMap(([name, value]) => (value === undefined ? [] : [`${String(name)} ${value}`]));
-  const served = textAt(serve, viewed.servedEndpoint);
+  const served = textAt(serve, attributes.serveEndpoint);
   if (serve !== undefined) {
-    const asPicked = serve.attributes[viewed.servedAsPicked] === true;
+    const asPicked = serve.attributes[attributes.serveAsPicked] === true;
     facts.push(asPicked ? "served as picked" : `served by ${served ?? "nobody"}, not as picked`);
-    const attempts = numberAt(serve, viewed.attempts);
+    const attempts = numberAt(serve, attributes.serveAttempts);
     if (attempts !== undefined && attempts !== 1) facts.push(`${String(attempts)} tries`);
-    const status = numberAt(serve, viewed.status);
+    const status = numberAt(serve, attributes.httpResponseStatusCode);
     if (status !== undefined) facts.push(`status ${String(status)}`);
-    const flags = textAt(serve, viewed.responseFlags);
+    const flags = textAt(serve, attributes.serveResponseFlags);
     if (flags !== undefined) facts.push(`flags ${flags}`);
   }
   const title = `trace ${trace.traceId}  ${started}  ${formatMs(trace.lengthMs)}`;
@@ -118,7 +118,7 @@ function errorLines(trace: ViewTrace, paint: Paint): string[] {
   return trace.spans
     .filter((span) => span.failed)
     .map((span) => {
-      const type = textAt(span, viewed.errorType);
+      const type = textAt(span, attributes.errorType);
       const why = [type, span.statusMessage].filter((text) => text !== undefined && text !== "");
       return paint(`failed: ${span.name}${why.length > 0 ? `: ${why.join(", ")}` : ""}`, "red");
     });
@@ -168,14 +168,14 @@ function predictionLines({ route, serve }: TraceRoles, paint: Paint): string[] {
   const table = [
     ...row(
       "time to first token",
-      { predicted: value(viewed.predictedTtftMs), observed: value(viewed.observedTtftMs) },
+      { predicted: value(attributes.predictedTtftMs), observed: value(attributes.observedTtftMs) },
       formatMs,
     ),
     ...row(
       "cached tokens",
       {
-        predicted: value(viewed.predictedCachedTokens),
-        observed: value(viewed.observedCachedTokens),
+        predicted: value(attributes.predictedCachedTokens),
+        observed: value(attributes.observedCachedTokens),
       },
       formatCount,
     ),
@@ -187,8 +187,8 @@ function predictionLines({ route, serve }: TraceRoles, paint: Paint): string[] {
     { title: "observed", align: "right" },
     { title: "difference", align: "right" },
   ] as const;
-  const cause = textAt(serve, viewed.differenceCause);
-  const regret = numberAt(serve, viewed.regretMs);
+  const cause = textAt(serve, attributes.differenceCause);
+  const regret = numberAt(serve, attributes.routeRegretMs);
   const notes = [
     ...(cause === undefined ? [] : [`cause of the difference: ${cause}`]),
     ...(regret === undefined
@@ -200,23 +200,23 @@ function predictionLines({ route, serve }: TraceRoles, paint: Paint): string[] {
 }
 
 const candidateColumns = [
-  { title: "cost", name: viewed.candidateTotalMs, format: formatMs },
-  { title: "queue", name: viewed.candidateQueueMs, format: formatMs },
-  { title: "prefill", name: viewed.candidatePrefillMs, format: formatMs },
-  { title: "decode", name: viewed.candidateDecodeMs, format: formatMs },
-  { title: "slowdown", name: viewed.candidateSlowdownMs, format: formatMs },
-  { title: "eviction", name: viewed.candidateEvictionMs, format: formatMs },
-  { title: "other", name: viewed.candidateOtherMs, format: formatMs },
-  { title: "TTFT", name: viewed.candidatePredictedTtftMs, format: formatMs },
-  { title: "cached tokens", name: viewed.candidateMatchedTokens, format: formatCount },
-  { title: "open", name: viewed.candidateOpenRequests, format: formatCount },
+  { title: "cost", name: attributes.candidateTotalMs, format: formatMs },
+  { title: "queue", name: attributes.candidateQueueMs, format: formatMs },
+  { title: "prefill", name: attributes.candidatePrefillMs, format: formatMs },
+  { title: "decode", name: attributes.candidateDecodeMs, format: formatMs },
+  { title: "slowdown", name: attributes.candidateSlowdownMs, format: formatMs },
+  { title: "eviction", name: attributes.candidateEvictionMs, format: formatMs },
+  { title: "other", name: attributes.candidateOtherMs, format: formatMs },
+  { title: "TTFT", name: attributes.candidatePredictedTtftMs, format: formatMs },
+  { title: "cached tokens", name: attributes.candidateMatchedTokens, format: formatCount },
+  { title: "open", name: attributes.candidateOpenRequests, format: formatCount },
 ] as const;
 
 function candidateLines({ route, score }: TraceRoles, paint: Paint): string[] {
   if (score === undefined) return [];
-  const ids = listAt(score, viewed.candidateId).map(plainText);
+  const ids = listAt(score, attributes.candidateId).map(plainText);
   const columns = candidateColumns.filter(({ name }) => listAt(score, name).length > 0);
-  const picked = textAt(route, viewed.workerId);
+  const picked = textAt(route, attributes.workerId);
   const table = ids.map((id, index) => [
     id === picked ? `▸ ${id}` : `  ${id}`,
     ...columns.map(({ name, format }) => {
@@ -228,10 +228,10 @@ function candidateLines({ route, score }: TraceRoles, paint: Paint): string[] {
     { title: "  worker" },
     ...columns.map(({ title }) => ({ title, align: "right" as const })),
   ];
-  const all = numberAt(score, viewed.candidates) ?? ids.length;
-  const margin = numberAt(score, viewed.marginMs);
-  const tie = textAt(score, viewed.tieBreak);
-  const filtered = listAt(score, viewed.filtered).map(plainText);
+  const all = numberAt(score, attributes.routeCandidates) ?? ids.length;
+  const margin = numberAt(score, attributes.routeMarginMs);
+  const tie = textAt(score, attributes.routeTieBreak);
+  const filtered = listAt(score, attributes.routeFiltered).map(plainText);
   const notes = [
     ...(margin === undefined ? [] : [`margin ${formatMs(margin)}`]),
     ...(tie === undefined ? [] : [`tie settled by ${tie}`]),

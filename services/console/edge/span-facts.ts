@@ -1,4 +1,4 @@
-import { attributes, spanNames } from "../../shared/edge/trace-catalogue.ts";
+import { attributes, spanNames } from "../../shared/core/trace-catalogue.ts";
 import type { AttributeValue, SpanFacts, SpanRecord } from "../core/span-record.ts";
 
 /** Envoy's tag with x-request-id on its server span. */

@@ -1,6 +1,6 @@
 import type { Clock } from "../../shared/core/clock.ts";
 import type { Metrics } from "../../shared/edge/metrics.ts";
-import { attributes, spanNames } from "../../shared/edge/trace-catalogue.ts";
+import { attributes, spanNames } from "../../shared/core/trace-catalogue.ts";
 import { parseTraceparent, type Tracing } from "../../shared/edge/tracing.ts";
 import type { Observation } from "../core/decisions/decision.ts";
 import type { RouterCore, ServedRecord } from "../core/router-core.ts";

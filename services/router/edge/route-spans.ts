@@ -1,6 +1,6 @@
 import type { Clock } from "../../shared/core/clock.ts";
 import type { MeshError, MeshErrorCode } from "../../shared/core/errors.ts";
-import { attributes, candidatesMax, spanNames } from "../../shared/edge/trace-catalogue.ts";
+import { attributes, candidatesMax, spanNames } from "../../shared/core/trace-catalogue.ts";
 import type { MeshSpan, TraceContext, Tracing } from "../../shared/edge/tracing.ts";
 import type { Decision } from "../core/decisions/decision.ts";
 import type { ExchangeRequest } from "../core/exchange/exchange.ts";
