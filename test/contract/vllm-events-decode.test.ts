@@ -286,7 +286,7 @@ describe("recorded vLLM 0.32.0 streams", () => {
       const [ts, events, rank] = msgpackDecode(payload, { useBigInt64: true }) as [
         number,
         Record<string, unknown>[],
-        number,
+        number | bigint,
       ];
       const batch = decoded(payload);
       expect(batch.publishedSeconds).toBe(ts);

@@ -142,7 +142,7 @@ const shapeOfNodes = fc.array(
     token: fc.nat(2),
     scope: fc.constantFrom(0, 0, 0, 1, 2, 3, 4),
   }),
-  { minLength: 1, maxLength: 40 },
+  { minLength: 1, maxLength: 40, size: "max" },
 );
 
 const steps = fc.array(
@@ -164,7 +164,7 @@ const steps = fc.array(
       arbitrary: fc.record({ do: fc.constant("clear" as const), node: fc.nat(0), run: fc.nat(0) }),
     },
   ),
-  { maxLength: 120 },
+  { maxLength: 120, size: "max" },
 );
 
 describe.each([1, 2, 4])("BlockMap with %i engine blocks per mesh block", (k) => {
@@ -267,7 +267,7 @@ describe.each([1, 2, 4])("BlockMap with %i engine blocks per mesh block", (k) =>
       }),
     );
     fc.assert(
-      fc.property(fc.array(event, { maxLength: 150 }), (events) => {
+      fc.property(fc.array(event, { maxLength: 150, size: "max" }), (events) => {
         const sink = new SetSink();
         const map = makeMap(sink, 16);
         for (const { kind, at, count, parent, token, lora } of events) {

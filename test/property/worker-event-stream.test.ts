@@ -302,7 +302,7 @@ function run(world: World, script: readonly Step[]): void {
 describe("EventStream with BlockMap against an engine that loses, repeats, reorders, garbles and restarts", () => {
   test("never holds what the engine does not, and equals it once all is served", () => {
     fc.assert(
-      fc.property(fc.array(step, { maxLength: 150 }), (script) => {
+      fc.property(fc.array(step, { maxLength: 150, size: "max" }), (script) => {
         const world = new World(Infinity);
         run(world, script);
         world.settle();
@@ -318,13 +318,17 @@ describe("EventStream with BlockMap against an engine that loses, repeats, reord
 
   test("never holds what the engine does not when its replay buffer is short", () => {
     fc.assert(
-      fc.property(fc.nat(4), fc.array(step, { maxLength: 150 }), (bufferMax, script) => {
-        const world = new World(bufferMax);
-        run(world, script);
-        world.settle();
-        world.check();
-        expect(world.stream.phase).toBe("live");
-      }),
+      fc.property(
+        fc.nat(4),
+        fc.array(step, { maxLength: 150, size: "max" }),
+        (bufferMax, script) => {
+          const world = new World(bufferMax);
+          run(world, script);
+          world.settle();
+          world.check();
+          expect(world.stream.phase).toBe("live");
+        },
+      ),
       { numRuns: 1_000 },
     );
   });

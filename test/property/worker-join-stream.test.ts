@@ -128,7 +128,7 @@ const script = fc.array(
     ), // prettier-ignore
     id: fc.nat(30),
   }),
-  { maxLength: 200 },
+  { maxLength: 200, size: "max" },
 );
 
 describe("JoinStream", () => {
@@ -323,6 +323,20 @@ describe("JoinStream", () => {
     stream.step({ kind: "leave", reason: "SIGTERM" }, monoMs(2));
     stream.stored(1, 2);
     expect(drainAll(2)).toEqual([{ kind: "goodbye", reason: "SIGTERM" }]);
+  });
+
+  test("begins no more snapshots than its interval allows, however often it is asked", () => {
+    const { stream, drainAll } = live();
+    const asked = (ms: number): string[] => {
+      stream.step({ kind: "resync" }, monoMs(ms));
+      return drainAll(ms).map((output) => output.kind);
+    };
+    expect(asked(20)).toEqual([]);
+    expect(stream.wakeAt()).toBe(50);
+    expect(asked(50)).toEqual(["snapshot"]);
+    expect(asked(51)).toEqual([]);
+    expect(drainAll(100).map((output) => output.kind)).toEqual(["snapshot"]);
+    expect(stream.phase).toBe("live");
   });
 
   test("tells the age of the oldest change it carries", () => {

@@ -151,7 +151,7 @@ describe("U64Map", () => {
       value: fc.nat(99),
     });
     fc.assert(
-      fc.property(fc.array(step, { maxLength: 400 }), (steps) => {
+      fc.property(fc.array(step, { maxLength: 400, size: "max" }), (steps) => {
         const map = new U64Map();
         const model = new Map<string, number>();
         for (const { do: what, lo, hi, value } of steps) {

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { Server, ServerCredentials, type ServerDuplexStream, type status } from "@grpc/grpc-js";
+import { Server, ServerCredentials, type ServerDuplexStream } from "@grpc/grpc-js";
 import {
   hashSeedFingerprint,
   joinProof,
@@ -22,13 +22,15 @@ export interface FakeRouterScript {
   blockSizeTokens: number;
   protocolVersion: number;
   /** Status that ends the stream in place of an acceptance. */
-  refuseWith: { readonly code: status; readonly details: string } | undefined;
+  refuseWith: { readonly code: number; readonly details: string } | undefined;
   /** Pretends not to have received the delta with this number, once. */
   loseDelta: number | undefined;
   /** Pretends that the digest of the next snapshot is wrong, once. */
   doubtDigest: boolean;
   /** Says nothing after the stream opened. */
   silent: boolean;
+  /** Waits before the challenge, ms. */
+  challengeDelayMs: number;
   /** Does not acknowledge. */
   noAcks: boolean;
   /** Asks for these files after acceptance. */
@@ -64,6 +66,7 @@ export class FakeRouter {
     loseDelta: undefined,
     doubtDigest: false,
     silent: false,
+    challengeDelayMs: 0,
     noAcks: false,
     artifacts: [],
     clockAheadUs: 0,
@@ -119,19 +122,21 @@ export class FakeRouter {
     const nonce = createHash("sha256").update(String(this.attempts)).digest().subarray(0, 16);
     let session: FakeSession | undefined;
     let snapshot: { base: bigint; hashes: Set<bigint>; xor: bigint } | undefined;
-    call.write({
-      message: {
-        $case: "challenge",
-        value: {
-          protocolVersion: this.script.protocolVersion,
-          routerInstance: "fake",
-          routerEpoch: 1n,
-          nonce,
-          blockSizeTokens: this.script.blockSizeTokens,
-          hashSeedFingerprint: hashSeedFingerprint(this.#keys),
+    setTimeout(() => {
+      call.write({
+        message: {
+          $case: "challenge",
+          value: {
+            protocolVersion: this.script.protocolVersion,
+            routerInstance: "fake",
+            routerEpoch: 1n,
+            nonce,
+            blockSizeTokens: this.script.blockSizeTokens,
+            hashSeedFingerprint: hashSeedFingerprint(this.#keys),
+          },
         },
-      },
-    });
+      });
+    }, this.script.challengeDelayMs);
     const fail = (text: string): void => {
       session?.violations.push(text);
     };

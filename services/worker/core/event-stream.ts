@@ -280,7 +280,7 @@ export class EventStream {
   }
 
   #finishReplay(out: StreamEffect[]): void {
-    this.#phase = "live";
+    this.#enterLive();
     const waiting = this.#waiting;
     this.#dropWaiting();
     for (const item of waiting) {
@@ -288,6 +288,10 @@ export class EventStream {
       if (this.#phase === "live") this.#takeLive(item, out);
       else this.#buffer(item, out);
     }
+  }
+
+  #enterLive(): void {
+    this.#phase = "live";
   }
 
   /** Goes on at `seq` without what came before: what is held can no longer be trusted. */

@@ -488,25 +488,26 @@ export class JoinStream implements MeshBlockSink {
   }
 
   #nextChunk(now: MonoMs): JoinOutput | undefined {
-    if (this.#snapshot === undefined) {
-      if (now < this.#snapshotNotBefore) return undefined;
-      const { hashesPerMessage, snapshotIntervalMsMin } = this.#limits;
-      this.#snapshot = new Snapshot(
-        { baseSeq: this.#seq, hashesPerChunk: hashesPerMessage },
-        this.#member.meshHashes(),
-      );
-      this.#snapshotWanted = false;
-      this.#snapshotNotBefore = now + snapshotIntervalMsMin;
-      this.snapshotCount++;
-    }
+    if (this.#snapshot === undefined && now < this.#snapshotNotBefore) return undefined;
+    this.#snapshot ??= this.#beginSnapshot(now);
     const chunk = this.#snapshot.next();
-    if (chunk === undefined) return undefined;
-    if (chunk.last) {
+    if (chunk?.last === true) {
       this.#snapshot = undefined;
       this.#snapshotUnacked = true;
       if (!this.#snapshotWanted) this.#phase = "live";
     }
-    return { kind: "snapshot", chunk };
+    return chunk === undefined ? undefined : { kind: "snapshot", chunk };
+  }
+
+  #beginSnapshot(now: MonoMs): Snapshot {
+    const { hashesPerMessage, snapshotIntervalMsMin } = this.#limits;
+    this.#snapshotWanted = false;
+    this.#snapshotNotBefore = now + snapshotIntervalMsMin;
+    this.snapshotCount++;
+    return new Snapshot(
+      { baseSeq: this.#seq, hashesPerChunk: hashesPerMessage },
+      this.#member.meshHashes(),
+    );
   }
 
   #nextDelta(time: JoinTime): JoinOutput | undefined {
@@ -514,7 +515,7 @@ export class JoinStream implements MeshBlockSink {
     const change = this.#pending.take(this.#limits.hashesPerMessage);
     this.#seq++;
     const oldest = this.#oldestEventUnixMs ?? time.wallUnixMs;
-    if (this.#pending.isEmpty) this.#oldestEventUnixMs = undefined;
+    if (this.#pending.count === 0) this.#oldestEventUnixMs = undefined;
     return {
       kind: "delta",
       seq: this.#seq,

@@ -80,7 +80,7 @@ export function readVllmMetrics(text: string, dpRank: number): EngineReading | u
     prefillCount: 0,
   };
   const rank = String(dpRank);
-  let sawRunning = false;
+  let runningSamples = 0;
   let processStartSeconds: number | undefined;
   let cache: EngineCacheInfo | undefined;
   parsePrometheusText(text, wanted, ({ name, labels, value }) => {
@@ -96,10 +96,10 @@ export function readVllmMetrics(text: string, dpRank: number): EngineReading | u
     }
     const field = sources.get(name);
     if (field === undefined || !Number.isFinite(value) || value < 0) return;
-    sawRunning ||= field === "running";
+    if (field === "running") runningSamples++;
     load[field] += value;
   });
-  if (!sawRunning) return undefined;
+  if (runningSamples === 0) return undefined;
   load.kvUsageRatio = Math.min(1, load.kvUsageRatio);
   return { load, processStartSeconds, cache };
 }

@@ -124,17 +124,19 @@ export class RouterLink {
 
   /** Says goodbye, waits until it is sent or for one second, and ends. */
   async leave(reason: string): Promise<void> {
-    this.#leaving = true;
-    this.stream.step({ kind: "leave", reason }, this.#options.clock.now());
-    this.pump();
+    const { clock } = this.#options;
     const call = this.#call;
-    if (call !== undefined && this.stream.phase === "ended") {
+    this.#leaving = true;
+    this.stream.step({ kind: "leave", reason }, clock.now());
+    // A stream that never got as far as a hello has nothing to say goodbye to.
+    if (call !== undefined && this.stream.phase === "leaving") {
       const ended = new Promise<void>((resolve) => {
         call.once("status", () => {
           resolve();
         });
       });
-      await Promise.race([ended, this.#options.clock.sleep(goodbyeMsMax)]);
+      this.pump();
+      await Promise.race([ended, clock.sleep(goodbyeMsMax)]);
     }
     this.close();
   }
@@ -282,7 +284,7 @@ export class RouterLink {
     if (this.#leaving) return { kind: "left" };
     const refusal = refusalOfStatus(ending.code, ending.details);
     if (refusal !== undefined) return { kind: "refused", refusal };
-    const outcome = this.stream.isDraining ? "router_drained" : (status[ending.code] ?? "unknown");
+    const outcome = this.stream.isDraining ? "router_drained" : status[ending.code];
     return { kind: "fault", outcome: outcome.toLowerCase(), message: ending.details };
   }
 

@@ -31,12 +31,14 @@ export class RouterTargets {
     const name = this.#dns === undefined ? undefined : parseEndpoint(this.#dns);
     while (name !== undefined && !this.#stop.signal.aborted) {
       const found = await this.#resolve(name.host, name.port);
-      if (this.#stop.signal.aborted) return;
-      if (found !== undefined) {
-        onTargets([...new Set([...this.#fixed, ...found])].slice(0, targetsMax));
-      }
+      if (found !== undefined) this.#tell(found, onTargets);
       await this.#clock.sleep(resolveEveryMs, this.#stop.signal).catch(() => undefined);
     }
+  }
+
+  #tell(found: readonly string[], onTargets: (targets: readonly string[]) => void): void {
+    if (this.#stop.signal.aborted) return;
+    onTargets([...new Set([...this.#fixed, ...found])].slice(0, targetsMax));
   }
 
   close(): void {
