@@ -4,7 +4,6 @@ import {
   mkdirSync,
   openSync,
   readFileSync,
-  renameSync,
   rmSync,
   statSync,
   utimesSync,
@@ -42,7 +41,7 @@ function isStale(path) {
   }
 }
 
-/** Takes the lock if it is free. The file is made with its content visible to nobody else before. */
+/** Takes the lock if it is free. */
 function tryTake(path) {
   let file;
   try {
@@ -54,6 +53,23 @@ function tryTake(path) {
   writeSync(file, JSON.stringify({ pid: process.pid, host: hostname() }));
   closeSync(file);
   return true;
+}
+
+/**
+ * Removes a lock that belongs to nobody. Looking and removing is one step among several waiters, guarded by a file of
+ * its own: a waiter that looked before and removed later would take the lock of the one that was quicker.
+ */
+function removeIfStale(path) {
+  const guard = `${path}.removal`;
+  if (!tryTake(guard)) {
+    if (isStale(guard)) rmSync(guard, { force: true }); // its holder was killed in these few microseconds
+    return;
+  }
+  try {
+    if (isStale(path)) rmSync(path, { force: true });
+  } finally {
+    rmSync(guard, { force: true });
+  }
 }
 
 /**
@@ -71,14 +87,7 @@ export async function withLock({ path, waitMsMax, onWait }, work) {
   let told = false;
   while (!tryTake(path)) {
     if (isStale(path)) {
-      // Rename first: of several waiters only one gets the old file, so none deletes a new holder's lock.
-      const grave = `${path}.${process.pid}`;
-      try {
-        renameSync(path, grave);
-        rmSync(grave, { force: true });
-      } catch (error) {
-        if (error.code !== "ENOENT") throw error;
-      }
+      removeIfStale(path);
       continue;
     }
     if (Date.now() > giveUpAt) {
