@@ -210,9 +210,10 @@ describe("event publisher", () => {
     subscriber.subscribe("");
     // A publisher drops what comes before it knows the subscription: publish until one arrives.
     const first = subscriber.receive();
-    let arrived = false;
-    void first.then(() => (arrived = true));
-    while (!arrived) {
+    const state = { arrived: false };
+    void first.then(() => (state.arrived = true));
+    const arrived = (): boolean => state.arrived;
+    while (!arrived()) {
       source.publish(Buffer.from([source.nextSequence]));
       await new Promise((resolve) => setTimeout(resolve, 5));
     }

@@ -186,8 +186,13 @@ export class StreamAnswer implements Answer {
     this.#blocked = false;
     const pending = [...this.#pending.values()];
     this.#pending.clear();
+    // A write may block the stream again; what is left is then merged as before.
     for (const piece of pending) this.piece(piece, this.#usage);
-    if (this.#finished && !this.#blocked) this.#end();
+    if (this.#finished && !this.#isBlocked()) this.#end();
+  }
+
+  #isBlocked(): boolean {
+    return this.#blocked;
   }
 
   #end(): void {

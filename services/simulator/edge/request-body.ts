@@ -51,7 +51,7 @@ export function parseSampling(
   body: JsonObject,
   options: { served: readonly string[]; chat: boolean; sessionHeader: string | undefined },
 ): SamplingBody {
-  const model = text(body, "model") ?? (options.served[0] as string);
+  const model = text(body, "model") ?? options.served[0] ?? "";
   if (!options.served.includes(model)) throw modelNotFound(model, options.served);
   const streamOptions = object(body, "stream_options");
   const temperature = number(body, "temperature");

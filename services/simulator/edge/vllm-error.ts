@@ -26,7 +26,7 @@ export class VllmError extends Error {
 export function badRequest(
   message: string,
   param: string | null = null,
-  value?: unknown,
+  value?: string | number,
 ): VllmError {
   const shown = value === undefined ? "" : `, value=${String(value)}`;
   const suffix = param === null ? "" : ` (parameter=${param}${shown})`;
