@@ -74,7 +74,8 @@ export interface PeerReservation {
 export type RouterEffect =
   | { readonly kind: "reserved"; readonly decision: Decision; readonly uncachedTokens: number }
   | { readonly kind: "closed"; readonly closed: Closed; readonly observed: Observation | undefined }
-  | { readonly kind: "member_changed"; readonly member: Member }
+  /** `tellPeers`: the change comes from this router's own stream, so that nobody is told what it said itself. */
+  | { readonly kind: "member_changed"; readonly member: Member; readonly tellPeers: boolean }
   | { readonly kind: "member_left"; readonly member: Member; readonly goodbye: boolean };
 
 /** Times that an access-log record tells. */
@@ -148,7 +149,7 @@ export class RouterCore {
     if (!this.#observers.has(member.key)) {
       this.#observers.set(member.key, new CacheObserver({ watchedMax: 1_024 }));
     }
-    this.#effects.push({ kind: "member_changed", member });
+    this.#memberChanged(member, true);
     return { replacedStream };
   }
 
@@ -175,7 +176,7 @@ export class RouterCore {
     const member = this.members.get(key);
     if (member === undefined || member.ready === ready) return;
     member.ready = ready;
-    this.#effects.push({ kind: "member_changed", member });
+    this.#memberChanged(member, true);
   }
 
   /** A worker's stream ended. */
@@ -183,7 +184,7 @@ export class RouterCore {
     const member = this.members.streamLost(streamId, now);
     if (member === undefined) return;
     member.suspect = true;
-    this.#effects.push({ kind: "member_changed", member });
+    this.#memberChanged(member, true);
   }
 
   /** A worker said goodbye, here or to a peer. */
@@ -196,7 +197,7 @@ export class RouterCore {
     const member = this.members.notice(router, notice, now);
     if (member === undefined) return;
     if (notice.goodbye && member.streamId === undefined) this.#remove(member.key, true);
-    else this.#effects.push({ kind: "member_changed", member });
+    else this.#memberChanged(member, false);
   }
 
   /**
@@ -205,14 +206,14 @@ export class RouterCore {
    */
   routerLost(router: string, now: MonoMs): void {
     for (const member of this.members.routerLost(router, now)) {
-      this.#effects.push({ kind: "member_changed", member });
+      this.#memberChanged(member, false);
     }
   }
 
   /** A peer's snapshot named every member that it holds; `keys` are `workerId/dpRank`. */
   peerHoldsOnly(router: string, keys: ReadonlySet<string>, now: MonoMs): void {
     for (const member of this.members.heldOnly(router, keys, now)) {
-      this.#effects.push({ kind: "member_changed", member });
+      this.#memberChanged(member, false);
     }
   }
 
@@ -597,7 +598,7 @@ export class RouterCore {
     if (outcome.kind === "resync") member.resyncs++;
     if (member.suspect !== !feed.synced) {
       member.suspect = !feed.synced;
-      this.#effects.push({ kind: "member_changed", member });
+      this.#memberChanged(member, true);
     }
     return outcome;
   }
@@ -620,6 +621,10 @@ export class RouterCore {
         },
       },
     });
+  }
+
+  #memberChanged(member: Member, tellPeers: boolean): void {
+    this.#effects.push({ kind: "member_changed", member, tellPeers });
   }
 
   /** The engine's cache and requests are gone. */

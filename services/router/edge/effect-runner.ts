@@ -120,6 +120,7 @@ export class EffectRunner {
         break;
       }
       case "member_changed":
+        if (!effect.tellPeers) break;
         peers.broadcast({ $case: "member", value: noticeToWire(effect.member, false) });
         break;
       case "member_left":

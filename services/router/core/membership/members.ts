@@ -96,9 +96,10 @@ export class Members {
       );
     }
     const moved = known.endpoint !== facts.endpoint;
-    const sameWorker = facts.epoch.workerStartMs === known.epoch.workerStartMs;
-    const engineRestarted =
-      moved || (sameWorker && facts.epoch.engineLife > known.epoch.engineLife);
+    // A peer may have told of the new life already; what counts is the life that this router's own stream knew.
+    const before = known.facts?.epoch ?? known.epoch;
+    const sameWorker = facts.epoch.workerStartMs === before.workerStartMs;
+    const engineRestarted = moved || (sameWorker && facts.epoch.engineLife > before.engineLife);
     const replacedStream = known.streamId;
     known.facts = facts;
     known.epoch = facts.epoch;
