@@ -4,7 +4,7 @@ import { Tokenizer as NativeTokenizer } from "tokenizers";
 import { describe, expect, test } from "vitest";
 import { SeededRandom } from "../../services/shared/core/random.ts";
 import { normaliseLikeReference } from "../../services/shared/core/tokenizer/reference-unicode.ts";
-import { buildTokenizer } from "../../services/shared/core/tokenizer/tokenizer.ts";
+import { buildTokenizer } from "../../services/shared/core/tokenizer/build-tokenizer.ts";
 import {
   buildClassTable,
   CharClass,

@@ -3,7 +3,7 @@ import type { Clock } from "../../shared/core/clock.ts";
 import { MeshError } from "../../shared/core/errors.ts";
 import { openAiError, toMeshError, wire } from "../../shared/edge/wire.ts";
 import type { Metrics } from "../../shared/edge/metrics.ts";
-import type { MeshSpan, TraceContext, Tracing } from "../../shared/edge/tracing.ts";
+import type { MeshSpan, Tracing } from "../../shared/edge/tracing.ts";
 import { formatTraceparent } from "../../shared/edge/tracing.ts";
 import type { Decision } from "../core/decisions/decision.ts";
 import type { Answer, ExchangeRequest, ImmediateAnswer } from "../core/exchange/exchange.ts";
@@ -16,6 +16,7 @@ import { readPrompt, type TokenisedPrompt } from "../core/prompt/read-prompt.ts"
 import type { RouterCore } from "../core/router-core.ts";
 import type { routerMetrics } from "../metrics.ts";
 import type { ModelRuntimes } from "./model-runtimes.ts";
+import type { RequestContext } from "./request-context.ts";
 import { RouteSpans } from "./route-spans.ts";
 
 /** Header names between the router, Envoy and engines (see the README of the router). */
@@ -23,22 +24,6 @@ export const headerNames = {
   pool: "x-kvmesh-pool",
   destination: "x-gateway-destination-endpoint",
 } as const;
-
-/** What the edge knows of a request besides its body. */
-export interface RequestContext {
-  readonly method: string;
-  readonly path: string;
-  readonly requestId: string;
-  /** Parent of the route span. */
-  readonly parent: TraceContext | undefined;
-  /** Context in the HTTP header when it belongs to another trace. */
-  readonly link: TraceContext | undefined;
-  readonly subset: ReadonlySet<string> | undefined;
-  /** Wall time at which the headers came, µs. */
-  readonly startedUnixUs: number;
-  readonly bodyMode: string;
-  readonly bodyChunks: number;
-}
 
 /** What the decider needs. */
 export interface DeciderDependencies {

@@ -8,7 +8,7 @@ import type { OpenAiRequest } from "../core/openai/openai-request.ts";
 import type { TokenisedPrompt } from "../core/prompt/read-prompt.ts";
 import type { CostTermName, ScoredCandidate } from "../core/placement/candidate.ts";
 import type { RouterCore } from "../core/router-core.ts";
-import type { RequestContext } from "./decider.ts";
+import type { RequestContext } from "./request-context.ts";
 
 /** Value of `error.type` for each refusal. */
 const errorTypeOf: Readonly<Record<MeshErrorCode, string>> = {

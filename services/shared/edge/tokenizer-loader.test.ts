@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { qwen3Folder, qwen3Json } from "../../../test/support/tokenizer-oracle.ts";
-import { buildTokenizer } from "../core/tokenizer/tokenizer.ts";
+import { buildTokenizer } from "../core/tokenizer/build-tokenizer.ts";
 import { loadTokenizer, readModelFiles, specialTokenOf } from "./tokenizer-loader.ts";
 
 describe("loadTokenizer", () => {

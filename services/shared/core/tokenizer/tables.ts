@@ -2,7 +2,7 @@ import { MeshError } from "../errors.ts";
 import { bytesByCharCode, charsByByte } from "./byte-level.ts";
 import { addPair, createPairTable, PairMerger, type PairTable } from "./pair-merger.ts";
 import { buildTokenTrie, trieNodesMax, type TokenTrie } from "./token-trie.ts";
-import type { AddedToken, BpeModelFile } from "./tokenizer-json.ts";
+import type { AddedToken, BpeModelFile } from "./bpe-model-file.ts";
 import { buildClassTable } from "./unicode-classes.ts";
 import { createWordTableSeed, WordTable, type WordTableSeed } from "./word-table.ts";
 

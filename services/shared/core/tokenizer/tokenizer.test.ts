@@ -9,7 +9,8 @@ import {
 import { MeshError } from "../errors.ts";
 import { FusedBpe } from "./fused-bpe.ts";
 import { parseTokenizerJson } from "./tokenizer-json.ts";
-import { buildTokenizer, type Tokenizer } from "./tokenizer.ts";
+import { buildTokenizer } from "./build-tokenizer.ts";
+import type { Tokenizer } from "./tokenizer.ts";
 import { learnedWordsMax } from "./word-table.ts";
 
 const texts: Readonly<Record<string, string>> = {

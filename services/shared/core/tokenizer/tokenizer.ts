@@ -1,6 +1,3 @@
-import { FusedBpe } from "./fused-bpe.ts";
-import { parseTokenizerJson } from "./tokenizer-json.ts";
-
 /** Text to token ids and back, for one vocabulary. Not safe to share between threads. */
 export interface Tokenizer {
   /** One more than the largest token id, added tokens included. */
@@ -26,13 +23,4 @@ export interface Tokenizer {
 export interface EncodeOptions {
   /** Whether control tokens in the text are recognised; default true. */
   readonly special?: boolean;
-}
-
-/**
- * Builds a tokenizer from the bytes of a Hugging Face `tokenizer.json`. Takes a few hundred ms for a
- * vocabulary of 150 000: servers build the tables in a worker thread instead (`loadTokenizer`).
- * Throws `invalid_request` naming what is malformed or unsupported.
- */
-export function buildTokenizer(tokenizerJson: Uint8Array): Tokenizer {
-  return new FusedBpe(parseTokenizerJson(tokenizerJson));
 }
