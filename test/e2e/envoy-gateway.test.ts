@@ -165,6 +165,7 @@ describe("a gateway that fails open", () => {
     const headers = { "x-large": "y".repeat(60_000), "x-larger": "y".repeat(60_000) };
     const largeHeaders = await gateway.send("public", { body: { model: "m/2" }, headers });
     expect(largeHeaders.status).toBe(431);
+    expect(errorOf(largeHeaders)).toMatchObject({ code: "invalid_request" });
 
     const badPath = await gateway.send("public", { path: "/v1%2fmodels", method: "GET" });
     expect(badPath.status).toBe(400);
