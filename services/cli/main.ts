@@ -288,6 +288,11 @@ function report(error: unknown): number {
   return exitCodes.failed;
 }
 
+// A reader that has seen enough (`| head`) is no failure.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code !== "EPIPE") throw error;
+  process.exit(exitCodes.done);
+});
 await main(process.argv);
 // Channels to routers and the launcher's IPC channel must not keep a finished command alive.
 process.disconnect?.();

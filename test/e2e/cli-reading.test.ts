@@ -144,8 +144,15 @@ describe("reading commands", () => {
     expect(stdout).toContain("w1");
     const live = startKvmesh(["top", "--json", "--state", folder]);
     await live.prints('"topology"');
-    await request("8f14e45f-ceea-467f-a0b3-222222222222");
-    await live.prints("8f14e45f-ceea-467f-a0b3-222222222222");
+    // The stream of the router that decides may begin after the first decision.
+    await eventually(
+      "a decision is streamed",
+      async () => {
+        await request("8f14e45f-ceea-467f-a0b3-222222222222");
+        return live.stdout().includes("8f14e45f-ceea-467f-a0b3-222222222222");
+      },
+      20_000,
+    );
     for (const line of live.stdout().trimEnd().split("\n")) JSON.parse(line);
     live.kill("SIGINT");
     expect(await live.ended()).toBe(0);

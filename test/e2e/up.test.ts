@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { isAlive } from "../../services/cli/edge/up/launcher.ts";
+import { freePorts } from "../../services/cli/edge/up/port-check.ts";
 import { StateFolder, type MeshRun } from "../../services/cli/edge/up/state-folder.ts";
 import { kvmesh, startKvmesh, type RunningCommand } from "../support/kvmesh-command.ts";
 import { eventually } from "../support/mesh.ts";
@@ -150,6 +151,20 @@ describe("kvmesh up --demo", () => {
     expect(command.stderr()).toContain("worker_ready");
   });
 
+  test("a second Ctrl-C kills at once", async () => {
+    const command = demo("--routers", "1");
+    await command.prints("serving until Ctrl-C");
+    const { processes } = runOf();
+    command.kill("SIGINT");
+    // Two signals closer together than this are one: npm repeats the terminal's.
+    await new Promise((resolve) => setTimeout(resolve, 700));
+    const from = performance.now();
+    command.kill("SIGINT");
+    expect(await command.ended()).toBe(130);
+    expect(performance.now() - from).toBeLessThan(1_500);
+    expect(processes.filter((one) => isAlive(one.pid)).map((one) => one.name)).toEqual([]);
+  });
+
   test("Ctrl-C during the start ends with 130 and nothing behind", async () => {
     const command = demo();
     await eventually(
@@ -213,6 +228,39 @@ describe("kvmesh up", () => {
     expect(stderr).toContain("mesh.workers.0.id");
     expect(stderr).toContain("mesh.workers.0.engine");
     expect(stderr).toContain('unknown key "envoi"');
+  });
+
+  test("starts while an engine of somebody else is down, names it, and serves once it is there", async () => {
+    const [port = 0] = await freePorts("127.0.0.1", 1, Math.random);
+    const file = join(folder, "kvmesh.yaml");
+    writeFileSync(
+      file,
+      `mesh: { routers: 1, console: false, workers: [{ id: late, engine: "http://127.0.0.1:${port}" }] }\n`,
+    );
+    const command = up("--config", file);
+    await command.prints("serving until Ctrl-C");
+    expect(command.stderr()).toMatch(/not ready yet: router .* has 0 of 1 workers ready/);
+    const ports = [
+      "--set",
+      `port=${port}`,
+      "--set",
+      "events.port=0",
+      "--set",
+      "events.replayPort=0",
+    ];
+    const engine = startKvmesh(["engine", ...ports]);
+    started.push(engine);
+    await engine.prints('"event":"engine_ready"');
+    const { urls } = runOf();
+    await eventually(
+      "the late engine is served",
+      async () => (await chat(urls.openai)).status === 200,
+      40_000,
+    );
+    command.kill("SIGTERM");
+    expect(await command.ended()).toBe(0);
+    engine.kill("SIGTERM");
+    await engine.ended();
   });
 
   test("puts routers, workers and Envoy beside engines that somebody else runs", async () => {

@@ -2,10 +2,10 @@
 const sameSignalMs = 400;
 
 /** What ended a run from outside. */
-export type Interrupt = "SIGINT" | "SIGTERM" | "parent_gone";
+export type Interrupt = "SIGINT" | "SIGTERM" | "SIGHUP" | "parent_gone";
 
 /**
- * Ctrl-C, SIGTERM, and the loss of the launcher: the first asks to end in order, a second one to end at once.
+ * Ctrl-C, SIGTERM, a closed terminal, and the loss of the launcher: the first asks to end in order, a second one to end at once.
  * One per process; `release` gives the signals back.
  */
 export class Interrupts {
@@ -17,7 +17,7 @@ export class Interrupts {
 
   constructor(onSecond: () => void) {
     this.#onSecond = onSecond;
-    this.#handlers = (["SIGINT", "SIGTERM", "parent_gone"] as const).map((cause) => [
+    this.#handlers = (["SIGINT", "SIGTERM", "SIGHUP", "parent_gone"] as const).map((cause) => [
       cause,
       () => {
         this.#interrupt(cause);
@@ -68,6 +68,6 @@ export class Interrupts {
   }
 }
 
-function eventOf(cause: Interrupt): "SIGINT" | "SIGTERM" | "disconnect" {
+function eventOf(cause: Interrupt): Exclude<Interrupt, "parent_gone"> | "disconnect" {
   return cause === "parent_gone" ? "disconnect" : cause;
 }

@@ -96,6 +96,7 @@ export async function prepareMesh(input: MeshRequest): Promise<PreparedMesh> {
       ports,
       host: mesh.host,
       readyMsMax: mesh.readyMsMax,
+      needsWorkers: input.engines.length > 0,
       envoy: input.envoy.enabled
         ? planEnvoy(input, { ports, models, otlpEndpoint, members })
         : undefined,

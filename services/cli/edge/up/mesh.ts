@@ -49,6 +49,8 @@ export interface MeshOptions {
   readonly host: string;
   readonly envoy: MeshEnvoy | undefined;
   readonly readyMsMax: number;
+  /** Whether the mesh is ready only with every worker; off where engines are somebody else's and may come later. */
+  readonly needsWorkers: boolean;
   /** Added to the environment of every process. */
   readonly env?: Readonly<Record<string, string>>;
 }
@@ -114,7 +116,7 @@ export class Mesh {
 
   /**
    * Starts everything. Console, routers and engines at once, workers when the engines answer, Envoy when the routers
-   * do; then waits until Envoy would send to every engine. The first failure ends what was started and is thrown.
+   * do; then waits until the mesh serves (`missing`). The first failure ends what was started and is thrown.
    */
   async start(signal?: AbortSignal): Promise<void> {
     const failed = new AbortController();
@@ -169,10 +171,7 @@ export class Mesh {
     await this.startProcess(name, signal);
   }
 
-  /**
-   * Waits until every router and engine serves: each router reports all workers ready with their block view in step,
-   * and Envoy lists all engines and all routers as healthy. Fails with `deadline_exceeded` and what is missing.
-   */
+  /** Waits until nothing is `missing`. Fails with `deadline_exceeded` and what is. */
   async untilServing(signal?: AbortSignal): Promise<void> {
     const deadline = realClock.now() + this.options.readyMsMax;
     for (;;) {
@@ -185,17 +184,21 @@ export class Mesh {
           `the mesh was not ready within ${this.options.readyMsMax} ms: ${missing.join("; ")}`,
         );
       }
-      await realClock.sleep(50, signal);
+      await realClock.sleep(100, signal);
     }
   }
 
-  /** What is not yet as it should be, for people; empty when the mesh serves. */
-  async missing(): Promise<string[]> {
+  /**
+   * What is not yet as it should be, for people; empty when the mesh serves: every process runs, every router reports all
+   * workers ready, and Envoy lists all engines and routers as healthy. Without `withWorkers` it is enough that the routers
+   * answer: they take no requests before their first worker, and Envoy waits for them.
+   */
+  async missing(withWorkers = this.options.needsWorkers): Promise<string[]> {
     const gone = [...this.#processes.values()].filter((one) => !one.running);
     const states = gone.map((one) => `${one.name} does not run`);
     const [topologies, envoys] = await Promise.all([
-      this.#missingMembers(),
-      this.#missingInEnvoy(),
+      this.#missingMembers(withWorkers),
+      withWorkers ? this.#missingInEnvoy() : [],
     ]);
     return [...states, ...topologies, ...envoys];
   }
@@ -239,8 +242,8 @@ export class Mesh {
     });
   }
 
-  async #missingMembers(): Promise<string[]> {
-    const workers = this.options.plan.workers.length;
+  async #missingMembers(withWorkers: boolean): Promise<string[]> {
+    const workers = withWorkers ? this.options.plan.workers.length : 0;
     const missing: string[] = [];
     for (const [address, seen] of await this.routers.topologies()) {
       if (seen instanceof MeshError) {

