@@ -111,6 +111,8 @@ export const RouterConfig = z.strictObject({
     .prefault({}),
   /** How long to wait for the other routers before serving without them, ms. */
   peerWaitMs: z.number().int().min(0).max(60_000).default(3_000),
+  /** Folder for tokenizer tables built before, so that a restart is quick; empty keeps none. */
+  cacheFolder: z.string().default(".kvmesh/cache"),
   /** OTLP/gRPC endpoint for spans, such as http://127.0.0.1:4317; empty switches tracing off. */
   otlpEndpoint: z.string().default(""),
   /** Longest drain after SIGTERM, ms. */

@@ -10,6 +10,7 @@ import { createMetrics } from "../shared/edge/metrics.ts";
 import { startTracing } from "../shared/edge/tracing.ts";
 import { AccessLogServiceService } from "../shared/gen/envoy/service/accesslog/v3/als.ts";
 import { AggregatedDiscoveryServiceService } from "../shared/gen/envoy/service/discovery/v3/ads.ts";
+import { EndpointDiscoveryServiceService } from "../shared/gen/envoy/service/endpoint/v3/eds.ts";
 import { ExternalProcessorService } from "../shared/gen/envoy/service/ext_proc/v3/external_processor.ts";
 import {
   PeerService as PeerDefinition,
@@ -75,7 +76,11 @@ async function start(): Promise<RunningService> {
     outputTokensDefault: config.placement.outputTokensDefault,
     fallbacksMax: config.placement.fallbacksMax,
   });
-  const runtimes = new ModelRuntimes({ hashSeed: keys.hashSeed, log });
+  const runtimes = new ModelRuntimes({
+    hashSeed: keys.hashSeed,
+    log,
+    cacheFolder: config.cacheFolder,
+  });
   let controlPort = config.controlPort;
   const settle = (): void => {
     effects.run();
@@ -235,6 +240,10 @@ async function start(): Promise<RunningService> {
         service: "envoy.service.discovery.v3.AggregatedDiscoveryService",
         allowed: cidrs(config.callers.discovery),
       },
+      {
+        service: "envoy.service.endpoint.v3.EndpointDiscoveryService",
+        allowed: cidrs(config.callers.discovery),
+      },
     ],
     onRefused: refused,
     messageBytesMax: Math.max(controlMessageBytesMax, config.limits.bodyBytesMax + 1_048_576),
@@ -256,6 +265,7 @@ async function start(): Promise<RunningService> {
   control.add(PeerDefinition, peerService.service);
   control.add(MembershipService, membership.service);
   control.add(AggregatedDiscoveryServiceService, ads.service);
+  control.add(EndpointDiscoveryServiceService, ads.endpointService);
 
   const setHealth = (serving: boolean): void => {
     const state = serving ? "SERVING" : "NOT_SERVING";

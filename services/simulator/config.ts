@@ -36,6 +36,8 @@ export const EngineConfig = z.strictObject({
   servedModelNames: z.array(z.string().min(1)).max(16).default([]),
   /** Folder with `tokenizer.json` and `tokenizer_config.json`; empty: the Qwen3 vocabulary of the package. */
   tokenizerDir: z.string().default(""),
+  /** Folder for tokenizer tables built before, so that a restart is quick; empty keeps none. */
+  cacheFolder: z.string().default(""),
   /** Calibrated fit by name, or six coefficients. */
   stepModel: z
     .union([z.enum(stepModelNames), StepModelConfig])

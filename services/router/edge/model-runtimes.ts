@@ -29,6 +29,7 @@ type TokenizerState =
  */
 export class ModelRuntimes {
   readonly #hashSeed: Uint8Array;
+  readonly #cacheFolder: string;
   readonly #log: Logger;
   readonly #facts = new Map<string, MemberFacts>();
   readonly #tokenizers = new Map<string, TokenizerState>();
@@ -36,8 +37,13 @@ export class ModelRuntimes {
   readonly #runtimes = new Map<string, ModelRuntime>();
   readonly #asked = new Map<string, { readonly streamId: number; readonly at: MonoMs }>();
 
-  constructor(options: { readonly hashSeed: Uint8Array; readonly log: Logger }) {
+  constructor(options: {
+    readonly hashSeed: Uint8Array;
+    readonly log: Logger;
+    readonly cacheFolder: string;
+  }) {
     this.#hashSeed = options.hashSeed;
+    this.#cacheFolder = options.cacheFolder;
     this.#log = options.log;
   }
 
@@ -116,7 +122,7 @@ export class ModelRuntimes {
 
   #load(sha256: string, content: Uint8Array): void {
     this.#tokenizers.set(sha256, { kind: "loading" });
-    loadTokenizer(content).then(
+    loadTokenizer(content, { cacheFolder: this.#cacheFolder }).then(
       (tokenizer) => {
         this.#tokenizers.set(sha256, { kind: "ready", tokenizer });
         this.#runtimes.clear();

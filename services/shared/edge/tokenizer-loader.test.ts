@@ -49,10 +49,10 @@ describe("loadTokenizer", () => {
 
   test("stops when the caller no longer wants it", async () => {
     const abort = new AbortController();
-    const loading = loadTokenizer(qwen3Json(), abort.signal);
+    const loading = loadTokenizer(qwen3Json(), { signal: abort.signal });
     abort.abort(new Error("shutdown"));
     await expect(loading).rejects.toMatchObject({ code: "cancelled" });
-    await expect(loadTokenizer(qwen3Json(), abort.signal)).rejects.toMatchObject({
+    await expect(loadTokenizer(qwen3Json(), { signal: abort.signal })).rejects.toMatchObject({
       code: "cancelled",
     });
   });

@@ -14,6 +14,13 @@ const buildMsMax = 60_000;
 /** Largest model file read, bytes; tokenizer.json files of today's models have 7 to 35 MB. */
 const modelFileSizeMax = 256 << 20;
 
+/** Options of `loadTokenizer`. */
+export interface LoadTokenizerOptions {
+  readonly signal?: AbortSignal;
+  /** Folder for tables built before (`tokenizer-cache.ts`); none when empty or absent. */
+  readonly cacheFolder?: string;
+}
+
 /**
  * Builds a tokenizer from the bytes of a `tokenizer.json` in a worker thread, so that the event loop
  * never waits for the parse; what comes back is adopted, not copied. Its word table is keyed with fresh
@@ -22,13 +29,18 @@ const modelFileSizeMax = 256 << 20;
  * Rejects with `invalid_request` when the file is malformed or of an unsupported kind (place by load
  * alone then), `cancelled` when `signal` aborts, `deadline_exceeded` after 60 s.
  */
-export async function loadTokenizer(json: Uint8Array, signal?: AbortSignal): Promise<Tokenizer> {
+export async function loadTokenizer(
+  json: Uint8Array,
+  options: LoadTokenizerOptions = {},
+): Promise<Tokenizer> {
+  const { signal, cacheFolder = "" } = options;
   const cancelled = (): MeshError =>
     new MeshError("cancelled", "loading the tokenizer was cancelled", { cause: signal?.reason });
   if (isAborted(signal)) throw cancelled();
   const job: TokenizerJob = {
     json: await shareInPieces(json),
     hashKey: randomFillSync(new Int32Array(4)),
+    cacheFolder,
   };
   // The signal may have aborted while the bytes were copied.
   if (isAborted(signal)) throw cancelled();

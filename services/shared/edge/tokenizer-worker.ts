@@ -3,12 +3,15 @@ import { parentPort, workerData } from "node:worker_threads";
 import { MeshError } from "../core/errors.ts";
 import { parseTokenizerJson } from "../core/tokenizer/tokenizer-json.ts";
 import { tableBuffers, type TokenizerTables } from "../core/tokenizer/tables.ts";
+import { buildWithCache } from "./tokenizer-cache.ts";
 
 /** What the thread is given. */
 export interface TokenizerJob {
   /** Bytes of tokenizer.json in shared memory, so that starting the thread copies nothing. */
   readonly json: Uint8Array<SharedArrayBuffer>;
   readonly hashKey: Int32Array<ArrayBuffer>;
+  /** Folder of tables built before; empty for none. */
+  readonly cacheFolder: string;
 }
 
 /** What it answers, once. Bad input crosses as plain values: error classes do not survive the copy. */
@@ -19,7 +22,10 @@ export type TokenizerJobResult =
 function run(job: TokenizerJob): void {
   try {
     // Decoders refuse shared memory; this copy is on the thread's time.
-    const tables = parseTokenizerJson(new Uint8Array(job.json), { hashKey: job.hashKey });
+    const json = new Uint8Array(job.json);
+    const tables = buildWithCache(json, job.cacheFolder, () =>
+      parseTokenizerJson(json, { hashKey: job.hashKey }),
+    );
     const result: TokenizerJobResult = { kind: "built", tables };
     parentPort?.postMessage(result, tableBuffers(tables));
   } catch (error) {

@@ -61,10 +61,13 @@ export interface EngineModel {
   readonly vocabulary: Vocabulary;
 }
 
-/** Loads tokenizer and chat template of a folder; empty means the vocabulary that the package brings. */
-export async function loadEngineModel(folder: string): Promise<EngineModel> {
+/**
+ * Loads tokenizer and chat template of a folder; empty means the vocabulary that the package brings. `cacheFolder`
+ * keeps the tokenizer's tables for the next start; empty keeps none.
+ */
+export async function loadEngineModel(folder: string, cacheFolder = ""): Promise<EngineModel> {
   const files = await readModelFiles(folder === "" ? defaultTokenizerDir() : folder);
-  const tokenizer = await loadTokenizer(files.tokenizerJson);
+  const tokenizer = await loadTokenizer(files.tokenizerJson, { cacheFolder });
   return { tokenizer, files, vocabulary: new Vocabulary(tokenizer) };
 }
 
@@ -85,7 +88,7 @@ export async function startEngine(
 ): Promise<RunningEngine> {
   const { clock, log, tracing } = environment;
   const { tokenizer, files, vocabulary } =
-    environment.model ?? (await loadEngineModel(config.tokenizerDir));
+    environment.model ?? (await loadEngineModel(config.tokenizerDir, config.cacheFolder));
   const prompts = createPromptTokens(tokenizer, files, clock);
   const endToken = vocabulary.idOf(specialTokenOf(files.config, "eos_token") ?? "");
   const oracle = new TokenOracle({
