@@ -121,6 +121,18 @@ function lookUp<V>(
   return undefined;
 }
 
+/** Words that nearly every event carries; found by their bytes, they cost no decoding. */
+const wordsByLength = byLength(
+  ["GPU", "CPU", "full_attention", "mla_attention", "sliding_window"].map(
+    (word) => [word, word] as const,
+  ),
+);
+
+function readWord(reader: MsgpackReader): string | undefined {
+  if (reader.takeNil()) return undefined;
+  return lookUp(reader, wordsByLength) ?? reader.lastText();
+}
+
 /** Fields of an event before its type says which of them it needs. */
 class Fields {
   hashes: Uint32Array | undefined;
@@ -269,7 +281,7 @@ function readField(reader: MsgpackReader, fields: Fields, name: FieldName): void
       fields.loraName = reader.textOrNil();
       return;
     case "medium":
-      fields.medium = reader.textOrNil();
+      fields.medium = readWord(reader);
       return;
     case "locality":
       fields.locality = reader.textOrNil();
@@ -284,7 +296,7 @@ function readField(reader: MsgpackReader, fields: Fields, name: FieldName): void
       fields.groupIndex = reader.integerOrNil();
       return;
     case "kv_cache_spec_kind":
-      fields.specKind = reader.textOrNil();
+      fields.specKind = readWord(reader);
       return;
   }
 }

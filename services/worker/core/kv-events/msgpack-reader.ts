@@ -142,9 +142,15 @@ export class MsgpackReader {
 
   /** A text of valid UTF-8. */
   text(): string {
-    const from = this.textRange();
+    this.textRange();
+    return this.lastText();
+  }
+
+  /** The text that `textRange` took last; nothing else may have been read since. */
+  lastText(): string {
+    const from = this.#at - this.lo;
     try {
-      return utf8.decode(this.bytes.subarray(from, from + this.lo));
+      return utf8.decode(this.bytes.subarray(from, this.#at));
     } catch {
       throw new DecodeReject("bad_text", from);
     }
