@@ -32,6 +32,7 @@ function input(over: Partial<PlanInput> = {}): PlanInput {
     console: true,
     otlpEndpoint: "http://127.0.0.1:20004",
     consoleStore: "/state/console",
+    cacheFolder: "/state/cache",
     members: [0, 1].map((index) => ({
       workerId: `w${index}`,
       engineUrl: `http://127.0.0.1:${20_100 + index}`,

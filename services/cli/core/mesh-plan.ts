@@ -169,6 +169,8 @@ export interface PlanInput {
   readonly otlpEndpoint: string;
   /** Folder in which the console keeps its traces. */
   readonly consoleStore: string;
+  /** Folder of tokenizer tables built before. */
+  readonly cacheFolder: string;
   readonly members: readonly PlannedMember[];
   /** Settings of each simulated engine; empty when the engines are real. */
   readonly engines: readonly Settings[];
@@ -236,6 +238,7 @@ function planRouter(input: PlanInput, index: number): ProcessPlan {
       blockSizeTokens: input.blockSizeTokens,
       pools: { default: input.defaultPool, known: [input.defaultPool] },
       peers: addresses.filter((_, other) => other !== index),
+      cacheFolder: input.cacheFolder,
       ...endpointOf(input),
     }),
   };
@@ -262,6 +265,7 @@ function planEngine(input: PlanInput, settings: Settings, index: number): Proces
       host: input.host,
       port: own.http,
       events: { port: own.kvEvents, replayPort: own.kvReplay },
+      cacheFolder: input.cacheFolder,
       ...endpointOf(input),
     }),
   };

@@ -79,6 +79,7 @@ export async function prepareMesh(input: MeshRequest): Promise<PreparedMesh> {
     console: mesh.console,
     otlpEndpoint,
     consoleStore: state.file("console"),
+    cacheFolder: state.file("cache"),
     members,
     engines: input.engines,
     sections: input.sections,
