@@ -12,6 +12,7 @@ import { explainCommand, type ExplainOptions } from "./edge/explain-command.ts";
 import { replayCommand } from "./edge/replay/replay-command.ts";
 import { requireRun, type MeshAddress } from "./edge/running-mesh.ts";
 import { serviceCommand } from "./edge/service-command.ts";
+import { simCommand } from "./edge/sim-command.ts";
 import { topCommand, type TopOptions } from "./edge/top-command.ts";
 import { traceCommand } from "./edge/trace-command.ts";
 import { upCommand } from "./edge/up/up-command.ts";
@@ -254,6 +255,7 @@ export function program(): Command {
     upProgram(),
     ...readingPrograms(),
     replayCommand(),
+    simCommand(),
     envoyProgram(),
     ...servicePrograms(),
   ];

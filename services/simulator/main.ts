@@ -8,9 +8,11 @@ import { EngineConfig } from "./config.ts";
 import { calibrateRun, formatCalibration } from "./core/calibration/calibrate-run.ts";
 import { readMeasuredRuns } from "./edge/calibration-files.ts";
 import { startEngine } from "./edge/engine-process.ts";
+import { simCommand } from "./edge/sim-command.ts";
 
 const usage = `usage: main.ts engine [--config FILE] [--set path=value]… [--print-config]
        main.ts calibrate
+       main.ts sim WORKLOAD [--policy LIST|all] [--rate X] [--duration S] [--view live|exact] …
 `;
 
 async function runEngine(argv: readonly string[]): Promise<void> {
@@ -50,7 +52,19 @@ async function runEngine(argv: readonly string[]): Promise<void> {
   });
 }
 
-/** Runs one command of the simulator: `engine` or `calibrate`. */
+function runSim(argv: readonly string[]): void {
+  try {
+    simCommand(argv, {
+      write: (line) => void process.stdout.write(`${line}\n`),
+      nowMs: () => realClock.now(),
+    });
+  } catch (error) {
+    process.stderr.write(`kvmesh sim: ${(error as Error).message}\n`);
+    process.exitCode = 2;
+  }
+}
+
+/** Runs one command of the simulator: `engine`, `calibrate` or `sim`. */
 export async function main(argv: readonly string[]): Promise<void> {
   const [command, ...rest] = argv;
   switch (command) {
@@ -62,6 +76,9 @@ export async function main(argv: readonly string[]): Promise<void> {
         const calibration = calibrateRun(run, { replaysMax: 150 });
         process.stdout.write(`${formatCalibration(calibration)}\n\n`);
       }
+      return;
+    case "sim":
+      runSim(rest);
       return;
     default:
       process.stderr.write(usage);

@@ -4,7 +4,7 @@ import type { PolicyName } from "../../../router/core/placement/policies.ts";
 import { Fleet, type FleetRecord } from "./fleet.ts";
 import { defaultDelays, type FleetDelays, type FleetOptions } from "./fleet-options.ts";
 import { summariseFleet, type FleetResult } from "./fleet-result.ts";
-import { TokenPrompts } from "./token-prompts.ts";
+import type { TokenPrompts } from "./token-prompts.ts";
 
 /** Longest time after the last arrival that answers may take, ms. */
 const drainMsMax = 600_000;

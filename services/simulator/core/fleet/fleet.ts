@@ -220,7 +220,7 @@ export class Fleet {
       const engine = this.engines[index];
       if (engine === undefined || engine.isDown) continue;
       record.engine = index;
-      const id = `${record.decisionId}`;
+      const id = record.decisionId;
       this.#open[index]?.set(id, { record, attempts });
       engine.submit({
         id,
