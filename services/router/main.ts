@@ -305,6 +305,7 @@ async function start(): Promise<RunningService> {
     topology.tick();
     readiness.tick(now, {
       peersSynced: peerService.syncedCount,
+      isToldByElder: peerService.hasPeerOlderBy(config.workers.graceMs),
       members: core.members.size,
       runtimesSettled: runtimes.settled,
     });

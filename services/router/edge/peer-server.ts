@@ -63,6 +63,14 @@ export class PeerService {
     return [...this.#peers.values()].filter((p) => p.synced && p.call !== undefined).length;
   }
 
+  /** Whether a synced peer had run for `ms` when this router started. By the clocks of both. */
+  hasPeerOlderBy(ms: number): boolean {
+    const { epoch } = this.#d;
+    return [...this.#peers.values()].some(
+      (p) => p.synced && p.call !== undefined && Number(p.epoch) + ms <= epoch,
+    );
+  }
+
   /** Peers that were known and are lost. */
   get lostCount(): number {
     return [...this.#peers.values()].filter((p) => p.call === undefined).length;

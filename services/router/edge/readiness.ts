@@ -7,6 +7,8 @@ const runtimesWaitMs = 15_000;
 /** What readiness is judged by. */
 export interface ReadinessFacts {
   readonly peersSynced: number;
+  /** One of them has run for longer than workers need to find a router: what it knows is the whole membership. */
+  readonly isToldByElder: boolean;
   readonly members: number;
   /** Every tokenizer that a worker has is loaded or refused for good. */
   readonly runtimesSettled: boolean;
@@ -24,6 +26,10 @@ export interface ReadinessOptions {
 /**
  * When a router may answer: after it has heard all configured peers, or has waited for them and holds at least one
  * worker. Once serving it stays so until it drains, also when every worker leaves: it can still say so.
+ *
+ * Its knowledge is complete only when a peer that has run for a while told it. Routers that start together, or one
+ * alone, see workers come back one by one: an Envoy that outlived them all keeps its endpoints until the grace period
+ * of discovery ends.
  */
 export class Readiness {
   readonly #options: ReadinessOptions;
@@ -49,7 +55,11 @@ export class Readiness {
     const heardAll = facts.peersSynced >= peersExpected;
     const enough = heardAll || waited >= peerWaitMs;
     const knowledge: Knowledge =
-      facts.members === 0 || !enough ? "none" : heardAll ? "complete" : "partial";
+      facts.members === 0 || !enough
+        ? "none"
+        : heardAll && facts.isToldByElder
+          ? "complete"
+          : "partial";
     if (knowledge !== "none" && knowledge !== this.#knowledge && this.#knowledge !== "complete") {
       this.#knowledge = knowledge;
       this.#options.onKnowledge(knowledge);
