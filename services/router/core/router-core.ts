@@ -638,6 +638,7 @@ export class RouterCore {
     const member = this.members.get(key);
     if (member === undefined) return;
     if (member.slot !== undefined) this.index.clear(member.slot);
+    this.book.forget(key);
     this.members.remove(key);
     this.#feeds.delete(key);
     this.#models.delete(key);

@@ -68,11 +68,22 @@ export class LoadBook {
     return closed;
   }
 
+  /**
+   * A worker has left: its reports mean nothing any more. What is open there still ends by record, release or hard
+   * end; with the last of it the worker's book goes, so that names of workers do not pile up.
+   */
+  forget(worker: WorkerId): void {
+    this.#workers.get(worker)?.forgetReports();
+  }
+
   /** Closes reservations past their hard end. Call once a second. */
   expire(now: MonoMs): Closed[] {
     const closed: Closed[] = [];
     for (const book of this.#workers.values()) {
       for (const id of book.expired(now)) closed.push(...this.#closeList(id, "expired", now));
+    }
+    for (const [worker, book] of this.#workers) {
+      if (book.openCount === 0 && book.report === undefined) this.#workers.delete(worker);
     }
     return closed;
   }

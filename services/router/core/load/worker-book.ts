@@ -61,16 +61,18 @@ export class WorkerBook {
   close(decisionId: string, now: MonoMs): Reservation | undefined {
     const closed = this.#open.get(decisionId);
     if (closed === undefined) return undefined;
-    this.#open.delete(decisionId);
     const undoneMs = Math.min(closed.prefillMs, closed.prefillEndsAt - now);
     if (undoneMs > 0) {
       this.#prefillFreeAt = monoMs(Math.max(now, this.#prefillFreeAt - undoneMs));
+      let isBehind = false;
       for (const later of this.#open.values()) {
-        if (later.prefillEndsAt <= closed.prefillEndsAt) continue;
-        later.prefillEndsAt = monoMs(later.prefillEndsAt - undoneMs);
-        later.endsAt = monoMs(later.endsAt - undoneMs);
+        if (isBehind) {
+          later.prefillEndsAt = monoMs(later.prefillEndsAt - undoneMs);
+          later.endsAt = monoMs(later.endsAt - undoneMs);
+        } else isBehind = later === closed;
       }
     }
+    this.#open.delete(decisionId);
     return closed;
   }
 
@@ -106,6 +108,12 @@ export class WorkerBook {
     this.#reportBeforeAt = report.at;
     this.#report = report;
     return lost;
+  }
+
+  /** Forgets what the engine said; the next report starts a comparison anew. */
+  forgetReports(): void {
+    this.#report = undefined;
+    this.#surplusBefore = 0;
   }
 
   /** Ids of reservations past their hard end. */
