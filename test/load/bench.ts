@@ -1,0 +1,61 @@
+/**
+ * Runs one benchmark, or all in turn: `npm run bench -- <name> [options]`. Without a name it lists them. Each runs
+ * in a process of its own, so that none inherits another's heap or compiled code.
+ */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { join } from "node:path";
+
+const benchmarks: Readonly<Record<string, { readonly file: string; readonly about: string }>> = {
+  router: {
+    file: "router-bench.ts",
+    about:
+      "CPU per request, decision times and memory of a router under ext_proc traffic, beside two references\n" +
+      "  --members 8  --rounds 5  --seconds 3  --sizes 4,64,220,512 (KB)  --modes buffered,duplex\n" +
+      "  --rate-scale 1  --no-references  --profile  --json",
+  },
+  index: {
+    file: "index-bench.ts",
+    about:
+      "lookups, block events and memory of the KV index\n" +
+      "  --pairs 1000000  --workers 256  --json",
+  },
+  tokenizer: {
+    file: "tokenizer-bench.ts",
+    about: "tokenizer against the native package, MB per CPU-second\n  --rounds 5  --json",
+  },
+  events: {
+    file: "events-bench.ts",
+    about:
+      "blocks a second from vLLM's event bytes to mesh blocks, and from Join streams into a router's index\n" +
+      "  --seconds 3  --members 8  --blocks 4000000  --json",
+  },
+};
+
+async function run(file: string, options: readonly string[]): Promise<number> {
+  const child = spawn(process.execPath, [join(import.meta.dirname, file), ...options], {
+    stdio: "inherit",
+  });
+  const [code] = (await once(child, "exit")) as [number | null];
+  return code ?? 1;
+}
+
+const [name, ...rest] = process.argv.slice(2);
+if (name === undefined || name === "--help") {
+  console.log("npm run bench -- <name> [options]\n");
+  for (const [key, { about }] of Object.entries(benchmarks)) console.log(`${key}: ${about}\n`);
+  console.log("all: every one with its defaults; takes --json");
+} else if (name === "all") {
+  for (const [key, { file }] of Object.entries(benchmarks)) {
+    console.log(`——— ${key} ———`);
+    const code = await run(file, rest);
+    if (code !== 0) process.exitCode = code;
+  }
+} else {
+  const known = Object.hasOwn(benchmarks, name) ? benchmarks[name] : undefined;
+  if (known === undefined) {
+    const names = [...Object.keys(benchmarks), "all"].join(", ");
+    console.error(`there is no benchmark ${JSON.stringify(name)}; there are ${names}`);
+    process.exitCode = 2;
+  } else process.exitCode = await run(known.file, rest);
+}
