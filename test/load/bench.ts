@@ -15,7 +15,7 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
       "  --rate-scale 1  --no-references  --profile  --json",
   },
   index: {
-    file: "index-bench.ts",
+    file: "kv-index-bench.ts",
     about:
       "lookups, block events and memory of the KV index\n" +
       "  --pairs 1000000  --workers 256  --json",

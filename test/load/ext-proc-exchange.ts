@@ -112,7 +112,7 @@ export function exchange(
         failure = `refused: ${response.value.body.toString()}`;
       } else failure = `unexpected answer ${response?.$case ?? "without a part"}`;
     });
-    call.on("error", (error) => {
+    call.on("error", (error: Error) => {
       reject(error);
     });
     call.on("end", () => {

@@ -1,5 +1,5 @@
 /**
- * Measures the router's KV index: `node test/load/kv-index-bench.ts [pairs] [workers]`.
+ * Measures the router's KV index: `npm run bench -- index [--pairs 1000000] [--workers 256] [--json]`.
  *
  * Load: shared beginnings of 128 blocks held by a quarter of the workers, sessions of 1,000 … 1,900
  * blocks on one to three workers, stored 32 blocks at a time in an order that interleaves 64 sessions.
@@ -7,11 +7,20 @@
  * index is not. Depths are compared with the truth before anything is timed. Then the same after
  * churn that replaces every session at least once, with leaf-first eviction of single blocks.
  */
+import { parseArgs } from "node:util";
 import { KvIndex } from "../../services/router/core/kv-index/kv-index.ts";
 import { SeededRandom } from "../../services/shared/core/random.ts";
+import { describeMachine, machineFacts, quantile, shown } from "./figures.ts";
 
-const pairsWanted = Number(process.argv[2] ?? 1_000_000);
-const workersMax = Number(process.argv[3] ?? 256);
+const options = parseArgs({
+  options: {
+    pairs: { type: "string", default: "1000000" },
+    workers: { type: "string", default: "256" },
+    json: { type: "boolean", default: false },
+  },
+}).values;
+const pairsWanted = Number(options.pairs);
+const workersMax = Number(options.workers);
 const promptBlocks = 2_000;
 const sharedBlocks = 128;
 const eventBlocks = 32;
@@ -173,17 +182,20 @@ function jumpDepth(): number {
   return at;
 }
 
-function quantile(sorted: readonly number[], q: number): number {
-  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * q))] as number;
-}
-
 function nowNs(): number {
   return Number(process.hrtime.bigint());
 }
 
-/** p50 and p99 of the round with the lowest p99 of ten, and the median p50 of all rounds, µs. */
-function timeLookups(lookup: () => void): string {
-  const rounds: { p50: number; p99: number }[] = [];
+interface LookupTimes {
+  /** Of the round with the lowest p99 of ten, µs. */
+  readonly p50Us: number;
+  readonly p99Us: number;
+  /** Median over all rounds, µs. */
+  readonly medianP50Us: number;
+}
+
+function timeLookups(lookup: () => void): LookupTimes {
+  const rounds: { p50Us: number; p99Us: number }[] = [];
   for (let round = 0; round < 11; round++) {
     const times: number[] = [];
     const end = nowNs() + 200e6;
@@ -194,16 +206,14 @@ function timeLookups(lookup: () => void): string {
       now = nowNs();
       times.push((now - start) / 1_000);
     }
-    if (round === 0) continue;
-    times.sort((a, b) => a - b);
-    rounds.push({ p50: quantile(times, 0.5), p99: quantile(times, 0.99) });
+    if (round > 0) rounds.push({ p50Us: quantile(times, 0.5), p99Us: quantile(times, 0.99) });
   }
-  const p50s = rounds.map((round) => round.p50).sort((a, b) => a - b);
-  const quietest = rounds.reduce((best, round) => (round.p99 < best.p99 ? round : best));
-  return (
-    `p50 ${quietest.p50.toFixed(1)} µs, p99 ${quietest.p99.toFixed(1)} µs in the quietest round, ` +
-    `median p50 ${quantile(p50s, 0.5).toFixed(1)} µs`
+  const quietest = rounds.reduce((best, round) => (round.p99Us < best.p99Us ? round : best));
+  const medianP50Us = quantile(
+    rounds.map((round) => round.p50Us),
+    0.5,
   );
+  return { ...quietest, medianP50Us };
 }
 
 /** Stores and removes the same 512 runs over and over: everything is in cache. */
@@ -248,21 +258,57 @@ function coldEventsPerSecond(): number {
     }
     rates.push(events / (spentNs / 1e9));
   }
-  rates.sort((a, b) => a - b);
   return quantile(rates, 0.5);
 }
 
-function report(when: string): void {
+interface StageReport {
+  readonly stage: string;
+  readonly pairs: number;
+  readonly blocks: number;
+  readonly sets: number;
+  readonly setCollections: number;
+  readonly bytesPerBlock: number;
+  readonly lookup: LookupTimes;
+  /** See `jumpDepth`. */
+  readonly jumpingLookup: LookupTimes;
+  readonly hotBlocksPerSecond: number;
+  readonly coldBlocksPerSecond: number;
+}
+
+function measure(stage: string): StageReport {
   checkDepths();
-  console.log(`\n${when}: ${String(index.pairCount)} pairs, ${String(index.blockCount)} blocks,`);
-  console.log(`  ${String(index.setCount)} sets, ${String(index.setCollections)} collections`);
-  console.log(`  ${(index.bytes / index.blockCount).toFixed(1)} bytes per block`);
-  console.log(
-    `  lookup, exact:    ${timeLookups(() => index.matchPrefix(hashes, promptBlocks, depths))}`,
+  return {
+    stage,
+    pairs: index.pairCount,
+    blocks: index.blockCount,
+    sets: index.setCount,
+    setCollections: index.setCollections,
+    bytesPerBlock: index.bytes / index.blockCount,
+    lookup: timeLookups(() => index.matchPrefix(hashes, promptBlocks, depths)),
+    jumpingLookup: timeLookups(jumpDepth),
+    hotBlocksPerSecond: hotEventsPerSecond(),
+    coldBlocksPerSecond: coldEventsPerSecond(),
+  };
+}
+
+function describeLookup({ p50Us, p99Us, medianP50Us }: LookupTimes): string {
+  return (
+    `p50 ${shown(p50Us)} µs, p99 ${shown(p99Us)} µs in the quietest round, ` +
+    `median p50 ${shown(medianP50Us)} µs`
   );
-  console.log(`  lookup, jumping:  ${timeLookups(jumpDepth)} (inexact with gaps; deepest only)`);
-  console.log(`  events, hot:      ${(hotEventsPerSecond() / 1e6).toFixed(1)} M blocks/s`);
-  console.log(`  events, cold:     ${(coldEventsPerSecond() / 1e6).toFixed(1)} M blocks/s`);
+}
+
+function print(report: StageReport): void {
+  const millions = (rate: number): string => `${(rate / 1e6).toFixed(1)} M blocks/s`;
+  console.log(`\n${report.stage}: ${report.pairs} pairs, ${report.blocks} blocks,`);
+  console.log(`  ${report.sets} sets, ${report.setCollections} collections`);
+  console.log(`  ${report.bytesPerBlock.toFixed(1)} bytes per block`);
+  console.log(`  lookup, exact:    ${describeLookup(report.lookup)}`);
+  console.log(
+    `  lookup, jumping:  ${describeLookup(report.jumpingLookup)} (inexact with gaps; deepest only)`,
+  );
+  console.log(`  events, hot:      ${millions(report.hotBlocksPerSecond)}`);
+  console.log(`  events, cold:     ${millions(report.coldBlocksPerSecond)}`);
 }
 
 for (let g = 0; g < groupCount; g++) {
@@ -275,23 +321,37 @@ for (let g = 0; g < groupCount; g++) {
   groupHolders.push([...holders]);
 }
 
-console.log(`node ${process.version}, ${String(workersMax)} workers, prompts of 2,000 blocks`);
+const machine = machineFacts();
 const fillStart = nowNs();
 fill(pairsWanted);
-console.log(`filled in ${((nowNs() - fillStart) / 1e9).toFixed(2)} s (making the hashes included)`);
-report("fresh");
+const fillSeconds = (nowNs() - fillStart) / 1e9;
+const fresh = measure("fresh");
 churn(pairsWanted);
-report("after churn");
+const churned = measure("after churn");
 
 const busiest = depths.reduce(
   (best, _depth, slot) => (index.blocksOf(slot) > index.blocksOf(best) ? slot : best),
   0,
 );
 const clearStart = nowNs();
-const cleared = index.clear(busiest);
-console.log(
-  `\nclear of ${String(cleared)} blocks: ${((nowNs() - clearStart) / 1e6).toFixed(2)} ms`,
-);
+const clearedBlocks = index.clear(busiest);
+const clearMs = (nowNs() - clearStart) / 1e6;
 const sweepStart = nowNs();
 index.sweep(Number.MAX_SAFE_INTEGER);
-console.log(`sweep of what it left: ${((nowNs() - sweepStart) / 1e6).toFixed(2)} ms in one go`);
+const sweepMs = (nowNs() - sweepStart) / 1e6;
+const { loadAverage } = machineFacts();
+
+if (options.json) {
+  const figures = { fillSeconds, stages: [fresh, churned], clearedBlocks, clearMs, sweepMs };
+  const report = { bench: "index", machine, loadAverageAfter: loadAverage, workersMax, ...figures };
+  console.log(JSON.stringify(report, undefined, 2));
+} else {
+  console.log(describeMachine(machine));
+  console.log(`load average after ${loadAverage.join(" ")}`);
+  console.log(`${workersMax} workers, prompts of ${promptBlocks} blocks`);
+  console.log(`filled in ${fillSeconds.toFixed(2)} s (making the hashes included)`);
+  print(fresh);
+  print(churned);
+  console.log(`\nclear of ${clearedBlocks} blocks: ${clearMs.toFixed(2)} ms`);
+  console.log(`sweep of what it left: ${sweepMs.toFixed(2)} ms in one go`);
+}
