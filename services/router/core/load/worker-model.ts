@@ -29,6 +29,8 @@ export interface CounterDelta {
   readonly generatedTokens: number;
 }
 
+/** Longest mean answer believed, tokens. */
+const outputTokensMax = 1_000_000;
 /** Kept for the error quantile. */
 const errorsKept = 128;
 
@@ -92,8 +94,10 @@ export class WorkerModel {
 
   /** One interval of the engine's counters. */
   observeInterval(delta: CounterDelta): void {
-    if (delta.finished > 0 && delta.generatedTokens > 0) {
-      const mean = delta.generatedTokens / delta.finished;
+    const answerTokens = delta.generatedTokens / delta.finished;
+    if (delta.finished > 0 && answerTokens > 0 && Number.isFinite(answerTokens)) {
+      // An answer has at least one token; counters that give absurd lengths must not reach a prediction.
+      const mean = Math.max(1, Math.min(outputTokensMax, answerTokens));
       const weight = Math.min(0.5, delta.finished / 50);
       this.#outputTokens =
         this.#outputTokens === undefined ? mean : this.#outputTokens * (1 - weight) + mean * weight;
