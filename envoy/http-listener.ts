@@ -37,7 +37,11 @@ function retryPolicy(retryOn: string, options: EnvoyOptions): Config {
   };
 }
 
-/** One route: requests are matched again after the router's answer, by the cluster it named. */
+/**
+ * One route: requests are matched again after the router's answer, by the cluster it named. Only the buffered mode
+ * retries: the body that Envoy keeps for another try is sent a second time, behind the first, when ext_proc lets request
+ * trailers pass in another mode (envoyproxy/envoy#45470).
+ */
 function route(
   name: string,
   options: EnvoyOptions,
@@ -52,7 +56,9 @@ function route(
     route: {
       cluster_header: poolHeader,
       timeout: "0s", // a stream may be long; streamIdleMs bounds silence
-      retry_policy: retryPolicy(parts.retryOn, options),
+      ...(options.bodyMode === "buffered"
+        ? { retry_policy: retryPolicy(parts.retryOn, options) }
+        : {}),
     },
   };
 }

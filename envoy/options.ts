@@ -73,7 +73,7 @@ export interface EnvoyOptions {
   readonly bodyMode: BodyMode;
   /** How a router process is chosen for a request. */
   readonly routerChoice: "least_request" | "round_robin";
-  /** Tries after the first one. */
+  /** Tries after the first one, in body mode `buffered`; the others try once. */
   readonly retriesMax: number;
   /** File for one JSON line per request; `undefined` writes none. `/dev/stdout` works. */
   readonly accessLogPath: string | undefined;

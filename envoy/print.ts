@@ -47,7 +47,8 @@ function toYaml(head: string, value: Config, notes: readonly Note[]): string {
 
 const duplexWarning = `
 FULL_DUPLEX_STREAMED cannot fail open: without a router, requests with a body get 503, and a router that ends its stream
-early leaves the engine with part of a body. Use it where a gateway demands it, the buffered mode elsewhere.`;
+early leaves the engine with part of a body. Nothing is tried again on another engine. Use it where a gateway demands it,
+the buffered mode elsewhere.`;
 
 /**
  * The whole configuration as YAML with comments: what `kvmesh up` runs, to be used as it is or as an example.
