@@ -7,11 +7,8 @@ import type { MeshSpan, Tracing } from "../../shared/edge/tracing.ts";
 import { formatTraceparent } from "../../shared/edge/tracing.ts";
 import type { Decision } from "../core/decisions/decision.ts";
 import type { Answer, ExchangeRequest, ImmediateAnswer } from "../core/exchange/exchange.ts";
-import {
-  readOpenAiRequest,
-  readTruncatedRequest,
-  type OpenAiRequest,
-} from "../core/openai/openai-request.ts";
+import { readOpenAiRequest, type OpenAiRequest } from "../core/openai/openai-request.ts";
+import { readTruncatedRequest } from "../core/openai/truncated-request.ts";
 import { readPrompt, type TokenisedPrompt } from "../core/prompt/read-prompt.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { routerMetrics } from "../metrics.ts";
@@ -167,7 +164,7 @@ export class Decider {
   #route(request: ExchangeRequest, context: RequestContext, spans: RouteSpans): Answer {
     const body = concat(request.body);
     const openAi = request.truncated
-      ? readTruncated(body, context.path)
+      ? readTruncatedRequest(context.path, body)
       : readOpenAiRequest(context.path, body);
     const pool = this.#pool(openAi.model);
     const tokenize = spans.start("tokenize");
@@ -286,15 +283,6 @@ export class Decider {
     this.#d.metrics.refused.inc({ code: error.code });
     spans.refused(error, context.requestId);
     return immediateError(error);
-  }
-}
-
-function readTruncated(body: Uint8Array, path: string): OpenAiRequest {
-  try {
-    // The whole body may have fitted: trailers alone also leave the end mark unset.
-    return readOpenAiRequest(path, body);
-  } catch {
-    return readTruncatedRequest(body);
   }
 }
 

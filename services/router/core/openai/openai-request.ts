@@ -248,25 +248,3 @@ export function readOpenAiRequest(path: string, bytes: Uint8Array): OpenAiReques
       return { kind, model, tokensMax, prompt: { kind: "load_only", reason: "other_path" } };
   }
 }
-
-const modelPattern = /"model"\s*:\s*"((?:[^"\\]|\\.)*)"/;
-const reservedPattern = new RegExp(`"(${[...reservedFields].join("|")})"\\s*:`);
-
-/**
- * Reads what can be read from the start of a body whose rest passes unseen (Envoy's BUFFERED_PARTIAL): the
- * model when it is there. Reserved fields that are visible are refused; those further on cannot be seen.
- */
-export function readTruncatedRequest(bytes: Uint8Array): OpenAiRequest {
-  const text = new TextDecoder("utf-8").decode(bytes);
-  const reserved = reservedPattern.exec(text)?.[1];
-  if (reserved !== undefined) {
-    refuse(reserved, "is reserved for the mesh itself and cannot be set by a client; leave it out");
-  }
-  const model = modelPattern.exec(text)?.[1];
-  return {
-    kind: "other",
-    model,
-    tokensMax: undefined,
-    prompt: { kind: "load_only", reason: "body_truncated" },
-  };
-}
