@@ -264,7 +264,8 @@ export class RouterCore {
   }
 
   /** Chooses a worker and, unless it is a dry run, reserves it. Always returns a decision, also a refusal. */
-  place(input: PlaceInput, now: MonoMs): Decision {
+  place(asked: PlaceInput, now: MonoMs): Decision {
+    const input = this.#withinContext(asked);
     const { eligible, filtered } = this.#eligible(input);
     const policyName = this.policyOf(input.pool);
     const expectedOutputTokens = this.#expectedOutput(eligible, input.tokensMax);
@@ -454,6 +455,17 @@ export class RouterCore {
     this.#effects.push({ kind: "reserved", decision, uncachedTokens });
   }
 
+  /**
+   * The length of a prompt that was not read is guessed from the size of its body, which may hold pictures or more than
+   * one prompt. The guess refuses nothing, and counts for no more than an engine can take.
+   */
+  #withinContext(input: PlaceInput): PlaceInput {
+    if (input.loadOnlyReason === "") return input;
+    const contextMax = this.#contextMax(input.pool);
+    if (contextMax === 0 || input.promptTokens < contextMax) return input;
+    return { ...input, promptTokens: contextMax - 1 };
+  }
+
   #eligible(input: PlaceInput): { eligible: Member[]; filtered: FilteredWorker[] } {
     const eligible: Member[] = [];
     const away: Member[] = [];
@@ -470,6 +482,7 @@ export class RouterCore {
         leave(member, "outside_subset");
       } else if (
         facts !== undefined &&
+        input.loadOnlyReason === "" &&
         input.promptTokens >= facts.contextTokensMax &&
         facts.contextTokensMax > 0
       ) {
