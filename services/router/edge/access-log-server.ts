@@ -60,6 +60,7 @@ const flagNames: readonly (readonly [keyof ResponseFlags, string])[] = [
   ["upstreamOverflow", "UO"],
   ["noRouteFound", "NR"],
   ["downstreamConnectionTermination", "DC"],
+  ["downstreamRemoteReset", "DR"],
   ["upstreamRetryLimitExceeded", "URX"],
   ["streamIdleTimeout", "SI"],
   ["downstreamProtocolError", "DPE"],

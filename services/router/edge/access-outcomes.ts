@@ -24,7 +24,7 @@ export interface AccessOutcomesDependencies {
 /** Value of `error.type` of a served request, or `undefined` when it went well. */
 function errorTypeOf(record: AccessRecord): string | undefined {
   const flags = record.responseFlags.split(",");
-  if (flags.includes("DC")) return "client_cancel";
+  if (flags.includes("DC") || flags.includes("DR")) return "client_cancel";
   if (flags.includes("SI") || flags.includes("UT")) return "deadline_exceeded";
   if (flags.includes("UH")) return "no_endpoint";
   if (flags.some((f) => f === "UF" || f === "UC" || f === "UR" || f === "UPE"))
