@@ -47,8 +47,8 @@ export function estimate(candidate: CandidateInput, request: PlacementRequest): 
   const extraMs = prefillExtraMs(steps, newTokens, candidate.matchedTokens);
   const baseStepMs = decoding > 0 ? stepMs : steps.c0;
   const prefillMs = extraMs + chunkCount * baseStepMs;
-  // A request arrives in the middle of a running step on average.
-  const queueMs = load.prefillBacklogMs > 0 ? load.prefillBacklogMs : stepMs / 2;
+  // A request arrives in the middle of a running step on average, which also the last prompt before it waits for.
+  const queueMs = Math.max(load.prefillBacklogMs, stepMs / 2);
 
   const ownContext = request.promptTokens + request.expectedOutputTokens / 2;
   const withOwnMs = decodeStepMs(steps, decoding + 1, contextTokens + ownContext);

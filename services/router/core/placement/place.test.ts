@@ -1,0 +1,274 @@
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+
+import { candidateInput, stepModel, workerLoad } from "../../../../test/support/router-builders.ts";
+import type { CandidateInput, PlacementRequest, ScoredCandidate } from "./candidate.ts";
+import { estimate } from "./estimate.ts";
+import { rank } from "./place.ts";
+import { isPolicyName, policies, policyNames, type PolicyName } from "./policies.ts";
+
+const request: PlacementRequest = { promptTokens: 4_000, expectedOutputTokens: 100 };
+
+const place = (
+  candidates: readonly CandidateInput[],
+  policy: PolicyName = "kv",
+  turn = 0,
+): readonly ScoredCandidate[] => rank(candidates, request, policies[policy], turn).candidates;
+
+const order = (candidates: readonly ScoredCandidate[]): string[] =>
+  candidates.map((c) => c.workerId);
+
+/** Holds the whole prompt but its last block. */
+const warm = (id: string, over: Partial<CandidateInput> = {}): CandidateInput =>
+  candidateInput(id, { matchedBlocks: 249, matchedTokens: 3_984, ...over });
+
+const load = fc
+  .record({
+    openRequests: fc.nat(50),
+    prefillBacklogMs: fc.double({ min: 0, max: 20_000, noNaN: true }),
+    decoding: fc.nat(200),
+    decodingTokensLeft: fc.nat(50_000),
+  })
+  .map((l) =>
+    workerLoad({ ...l, decodingContextTokens: l.decoding * 700, queuedPrefillTokens: 10 }),
+  );
+
+const pool = fc
+  .uniqueArray(
+    fc.record({
+      id: fc.integer({ min: 0, max: 99 }),
+      load,
+      matched: fc.nat(250),
+      foreignRequests: fc.nat(10),
+      heldTokens: fc.nat(120_000),
+    }),
+    { selector: (c) => c.id, minLength: 1, maxLength: 8 },
+  )
+  .map((list) =>
+    list.map(({ id, matched, ...rest }) =>
+      candidateInput(`w${id}`, {
+        ...rest,
+        matchedBlocks: matched,
+        matchedTokens: Math.min(matched * 16, 3_984),
+      }),
+    ),
+  );
+
+describe("rank", () => {
+  test("prefers a warm worker until its queue costs more than the saved prefill", () => {
+    const cold = candidateInput("cold");
+    const saved = estimate(cold, request).prefillMs - estimate(warm("warm"), request).prefillMs;
+    expect(saved).toBeGreaterThan(40);
+    const queued = (ms: number) =>
+      warm("warm", { load: workerLoad({ openRequests: 1, prefillBacklogMs: ms }) });
+    expect(order(place([queued(saved - 0.5), cold]))).toEqual(["warm", "cold"]);
+    expect(order(place([queued(saved + 0.5), cold]))).toEqual(["cold", "warm"]);
+  });
+
+  test("leaves a worker where many decode for an idle one", () => {
+    const busy = candidateInput("a", {
+      load: workerLoad({
+        openRequests: 80,
+        decoding: 80,
+        decodingContextTokens: 80_000,
+        decodingTokensLeft: 8_000,
+      }),
+    });
+    expect(order(place([busy, candidateInput("b")]))).toEqual(["b", "a"]);
+  });
+
+  test("counts blocks that would push others out", () => {
+    const full = candidateInput("a", { heldTokens: 112_500 });
+    const [first, second] = place([full, candidateInput("b")]);
+    expect(first?.workerId).toBe("b");
+    expect(second?.terms.find((t) => t.name === "eviction")?.ms).toBeGreaterThan(0);
+  });
+
+  test("settles ties by the fewest open requests, then by the lowest id, and says so", () => {
+    const tied = (id: string, openRequests: number) =>
+      candidateInput(id, { load: workerLoad({ openRequests }) });
+    const byOpen = rank([tied("a", 2), tied("b", 1)], request, policies.kv, 0);
+    expect([order(byOpen.candidates), byOpen.tieBreak, byOpen.marginMs]).toEqual([
+      ["b", "a"],
+      "fewest_open",
+      0,
+    ]);
+    const byId = rank([tied("b", 1), tied("a", 1)], request, policies.kv, 0);
+    expect([order(byId.candidates), byId.tieBreak]).toEqual([["a", "b"], "lowest_id"]);
+    expect(rank([warm("a"), tied("b", 0)], request, policies.kv, 0).tieBreak).toBe("");
+  });
+
+  test("has nothing to say about no candidates, and no margin with one", () => {
+    expect(rank([], request, policies.kv, 0)).toEqual({
+      candidates: [],
+      marginMs: 0,
+      tieBreak: "",
+    });
+    expect(rank([candidateInput("a")], request, policies.kv, 0)).toMatchObject({
+      marginMs: 0,
+      tieBreak: "",
+    });
+  });
+
+  test.each(policyNames)(
+    "%s does not depend on the order in which workers are listed",
+    (policy) => {
+      fc.assert(
+        fc.property(pool, fc.nat(1_000), fc.nat(), (candidates, turn, seed) => {
+          const shuffled = candidates
+            .map((candidate, i) => ({ candidate, key: Math.imul(i + 1, seed | 1) >>> 0 }))
+            .sort((a, b) => a.key - b.key)
+            .map(({ candidate }) => candidate);
+          expect(rank(shuffled, request, policies[policy], turn)).toEqual(
+            rank(candidates, request, policies[policy], turn),
+          );
+        }),
+      );
+    },
+  );
+
+  test.each(policyNames)(
+    "%s: terms sum to the cost, costs ascend, the margin is the step to the second",
+    (policy) => {
+      fc.assert(
+        fc.property(pool, fc.nat(1_000), (candidates, turn) => {
+          const ranking = rank(candidates, request, policies[policy], turn);
+          expect(ranking.candidates).toHaveLength(candidates.length);
+          ranking.candidates.forEach((c, i) => {
+            expect(c.costMs).toBeCloseTo(
+              c.terms.reduce((sum, t) => sum + t.ms, 0),
+              6,
+            );
+            expect(c.costMs).toBeGreaterThanOrEqual(0);
+            expect(c.predictedTtftMs).toBeGreaterThan(0);
+            const before = ranking.candidates[i - 1];
+            if (before !== undefined)
+              expect(c.costMs - before.costMs).toBeGreaterThanOrEqual(-1e-5);
+          });
+          const [first, second] = ranking.candidates;
+          if (first !== undefined && second !== undefined) {
+            expect(ranking.marginMs).toBe(second.costMs - first.costMs);
+          }
+        }),
+      );
+    },
+  );
+});
+
+describe("estimate", () => {
+  test("adds up what an idle engine needs", () => {
+    const { c0, c1, c2, d0, d1, d2 } = stepModel;
+    const expected = estimate(candidateInput("a"), request);
+    expect(expected.queueMs).toBe(0);
+    expect(expected.prefillMs).toBeCloseTo(c0 + c1 * 4_000 + c2 * 4_000 * 2_000);
+    expect(expected.decodeMs).toBeCloseTo(99 * (d0 + d1 + d2 * 4_050));
+    expect([expected.slowdownMs, expected.evictionMs]).toEqual([0, 0]);
+  });
+
+  test("a long prompt pays one step for each chunk that fits the engine's budget", () => {
+    const long = { promptTokens: 20_000, expectedOutputTokens: 1 };
+    const whole = estimate(candidateInput("a", { stepTokensMax: 20_000 }), long).prefillMs;
+    const chunked = estimate(candidateInput("a", { stepTokensMax: 2_000 }), long).prefillMs;
+    expect(chunked - whole).toBeCloseTo(9 * stepModel.c0);
+    expect(estimate(candidateInput("a", { stepTokensMax: 0 }), long).prefillMs - whole).toBeCloseTo(
+      2 * stepModel.c0,
+    );
+  });
+
+  test("foreign requests count as decoding ones of the usual context", () => {
+    const own = candidateInput("a", {
+      load: workerLoad({ decoding: 4, decodingContextTokens: 8_000, decodingTokensLeft: 400 }),
+    });
+    const half = candidateInput("a", {
+      load: workerLoad({ decoding: 2, decodingContextTokens: 4_000, decodingTokensLeft: 400 }),
+      foreignRequests: 2,
+    });
+    expect(estimate(half, request).decodeMs).toBeCloseTo(estimate(own, request).decodeMs);
+  });
+
+  test("costs rise with the queue, with uncached tokens, with decodes and with a fuller cache", () => {
+    const costOf = (candidate: CandidateInput): number => {
+      const e = estimate(candidate, request);
+      return e.queueMs + e.prefillMs + e.decodeMs + e.slowdownMs + e.evictionMs;
+    };
+    fc.assert(
+      fc.property(
+        pool,
+        fc.double({ min: 0, max: 5_000, noNaN: true }),
+        fc.nat(3_984),
+        fc.nat(20),
+        fc.nat(50_000),
+        ([candidate], queueMs, tokens, decodes, held) => {
+          if (candidate === undefined) return;
+          const cost = costOf(candidate) - 1e-6;
+          const { load: l } = candidate;
+          const more = (over: Partial<CandidateInput>) => costOf({ ...candidate, ...over });
+          expect(
+            more({ load: { ...l, prefillBacklogMs: l.prefillBacklogMs + queueMs } }),
+          ).toBeGreaterThanOrEqual(cost);
+          expect(
+            more({ matchedTokens: Math.max(0, candidate.matchedTokens - tokens) }),
+          ).toBeGreaterThanOrEqual(cost);
+          expect(
+            more({
+              load: {
+                ...l,
+                decoding: l.decoding + decodes,
+                decodingContextTokens: l.decodingContextTokens + decodes * 700,
+              },
+            }),
+          ).toBeGreaterThanOrEqual(cost);
+          expect(more({ heldTokens: candidate.heldTokens + held })).toBeGreaterThanOrEqual(cost);
+        },
+      ),
+      { numRuns: 1_000 },
+    );
+  });
+});
+
+describe("policies", () => {
+  test("kv-blind ranks as if nothing were cached and still predicts with what is", () => {
+    const [first, second] = place([candidateInput("a"), warm("b")], "kv-blind");
+    expect(order([first, second] as ScoredCandidate[])).toEqual(["a", "b"]);
+    expect(first?.costMs).toBe(second?.costMs);
+    expect(second?.predictedTtftMs).toBeLessThan(first?.predictedTtftMs ?? 0);
+    fc.assert(
+      fc.property(pool, (candidates) => {
+        const cold = candidates.map((c) => ({ ...c, matchedBlocks: 0, matchedTokens: 0 }));
+        expect(order(place(candidates, "kv-blind"))).toEqual(order(place(cold, "kv")));
+      }),
+    );
+  });
+
+  test("round robin gives each worker every turn in order, whatever their load", () => {
+    fc.assert(
+      fc.property(pool, fc.nat(1_000), (candidates, from) => {
+        const ids = candidates.map((c) => c.workerId as string).sort();
+        const firsts = ids.map((_, i) => order(place(candidates, "round-robin", from + i))[0]);
+        expect([...firsts].sort()).toEqual(ids);
+        const start = ids.indexOf(firsts[0] ?? "");
+        const around = [...ids.slice(start), ...ids.slice(0, start)];
+        expect(firsts).toEqual(around);
+        expect(order(place(candidates, "round-robin", from))).toEqual(around);
+      }),
+    );
+  });
+
+  test("least requests counts the mesh's requests and foreign ones", () => {
+    const candidates = [
+      candidateInput("a", { load: workerLoad({ openRequests: 3 }) }),
+      candidateInput("b", { load: workerLoad({ openRequests: 1 }), foreignRequests: 4 }),
+      warm("c", { load: workerLoad({ openRequests: 4 }) }),
+    ];
+    expect(order(place(candidates, "least-requests"))).toEqual(["a", "c", "b"]);
+  });
+
+  test("are found by name", () => {
+    for (const name of policyNames) {
+      expect(isPolicyName(name)).toBe(true);
+      expect(policies[name].name).toBe(name);
+    }
+    expect(isPolicyName("random")).toBe(false);
+    expect(isPolicyName("toString")).toBe(false);
+  });
+});
