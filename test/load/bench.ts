@@ -12,7 +12,7 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
     about:
       "CPU per request, decision times and memory of a router under ext_proc traffic, beside two references\n" +
       "  --members 8  --rounds 5  --seconds 3  --sizes 4,64,220,512 (KB)  --modes buffered,duplex\n" +
-      "  --rate-scale 1  --no-references  --profile  --json",
+      "  --rate-scale 1  --no-references  --baseline <other checkout>  --profile  --top 20  --json",
   },
   index: {
     file: "kv-index-bench.ts",

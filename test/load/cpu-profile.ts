@@ -15,6 +15,8 @@ interface CpuProfile {
   readonly nodes: readonly ProfileNode[];
   readonly samples: readonly number[];
   readonly timeDeltas: readonly number[];
+  /** Monotonic clock, µs. */
+  readonly startTime: number;
 }
 
 /** One function of a profile. */
@@ -33,8 +35,24 @@ function placeOf({ callFrame }: ProfileNode): string {
   return `${name}  ${path}:${(lineNumber + 1).toString()}`;
 }
 
-/** Functions by self time of the largest profile in a folder, which is the main thread's. */
-export function readSelfTimes(folder: string): SelfTime[] {
+/** Package, folder of ours, or part of Node that a place lies in. */
+function groupOf(place: string): string {
+  const [, path] = place.split("  ");
+  if (path === undefined) return place;
+  const library = /^node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(path)?.[1];
+  if (library !== undefined) return library;
+  if (path.startsWith("node:")) return path.replace(/:\d+$/, "");
+  return path.slice(0, path.lastIndexOf("/"));
+}
+
+/**
+ * Self times in the largest profile of a folder, which is the main thread's: by function, and by package or folder.
+ * Counts from `sinceUs` on, a time of the monotonic clock (`process.hrtime`), which all processes share.
+ */
+export function readSelfTimes(
+  folder: string,
+  sinceUs: number,
+): { readonly functions: SelfTime[]; readonly groups: SelfTime[] } {
   const profiles = readdirSync(folder)
     .filter((name) => name.endsWith(".cpuprofile"))
     .map((name) => JSON.parse(readFileSync(join(folder, name), "utf8")) as CpuProfile)
@@ -42,16 +60,23 @@ export function readSelfTimes(folder: string): SelfTime[] {
   const [profile] = profiles;
   if (profile === undefined) throw new Error(`${folder} holds no profile`);
   const places = new Map(profile.nodes.map((node) => [node.id, placeOf(node)]));
-  const totals = new Map<string, number>();
+  const byFunction = new Map<string, number>();
+  const byGroup = new Map<string, number>();
   let busyUs = 0;
+  let atUs = profile.startTime;
   profile.samples.forEach((id, i) => {
     const place = places.get(id) ?? "?";
     const us = profile.timeDeltas[i] ?? 0;
-    if (place === "(idle)") return;
+    atUs += us;
+    if (place === "(idle)" || atUs < sinceUs) return;
     busyUs += us;
-    totals.set(place, (totals.get(place) ?? 0) + us);
+    byFunction.set(place, (byFunction.get(place) ?? 0) + us);
+    const group = groupOf(place);
+    byGroup.set(group, (byGroup.get(group) ?? 0) + us);
   });
-  return [...totals]
-    .map(([place, us]) => ({ place, ms: us / 1_000, share: us / busyUs }))
-    .sort((a, b) => b.ms - a.ms);
+  const sorted = (totals: ReadonlyMap<string, number>): SelfTime[] =>
+    [...totals]
+      .map(([place, us]) => ({ place, ms: us / 1_000, share: us / busyUs }))
+      .sort((a, b) => b.ms - a.ms);
+  return { functions: sorted(byFunction), groups: sorted(byGroup) };
 }

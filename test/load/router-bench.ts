@@ -3,14 +3,21 @@
  */
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { formatRatio, textTable } from "../../services/cli/core/text-table.ts";
 import { BenchChild } from "./child-process.ts";
 import { readSelfTimes } from "./cpu-profile.ts";
 import type { ExchangeMode } from "./ext-proc-exchange.ts";
-import { describeMachine, machineFacts, median, quantile, shown } from "./figures.ts";
+import {
+  describeMachine,
+  machineFacts,
+  median,
+  quantile,
+  repositoryRoot,
+  shown,
+} from "./figures.ts";
 import type { Prepared, PrepareOrder, RunOrder, RunResult, Served } from "./load-generator.ts";
 import { cpuMs, cpuSource, residentBytes } from "./process-figures.ts";
 import { addBuckets, bucketQuantile, type Buckets } from "./router-metrics.ts";
@@ -26,6 +33,8 @@ const options = parseArgs({
     modes: { type: "string", default: "buffered,duplex" },
     "rate-scale": { type: "string", default: "1" },
     "no-references": { type: "boolean", default: false },
+    baseline: { type: "string", default: "" },
+    top: { type: "string", default: "20" },
     profile: { type: "boolean", default: false },
     json: { type: "boolean", default: false },
   },
@@ -39,12 +48,20 @@ const stockSizeKb = 64;
 const idleSeconds = 2;
 const decisionMetric = "kvmesh_router_decision_duration_seconds";
 
-type TargetName = "router" | "empty" | "stock";
+type TargetName = "router" | "baseline" | "empty" | "stock";
 
 interface Target {
   readonly name: TargetName;
   readonly address: string;
   readonly pid: number;
+  /** For routers. */
+  readonly mesh: Mesh | undefined;
+}
+
+/** A router and its members. */
+interface Mesh {
+  readonly router: RouterProcess;
+  readonly members: ScriptedMembers;
 }
 
 /** One row of the report while it is measured. */
@@ -98,26 +115,44 @@ const modes = readModes(options.modes);
 const sizesKb = options.sizes.split(",").map((text) => positive("sizes", text));
 
 const profileFolder = options.profile ? mkdtempSync(join(tmpdir(), "kvmesh-profile-")) : undefined;
-const router = await RouterProcess.start({
-  membersMax: Math.max(64, membersCount),
-  nodeArgs:
-    profileFolder === undefined
-      ? []
-      : ["--cpu-prof", "--cpu-prof-dir", profileFolder, "--cpu-prof-interval", "500"],
-});
-const members = await ScriptedMembers.join({
-  count: membersCount,
-  target: `127.0.0.1:${router.ports.control.toString()}`,
-  keys: router.keys,
-});
-await router.untilServing();
+const profilerArgs =
+  profileFolder === undefined
+    ? []
+    : ["--cpu-prof", "--cpu-prof-dir", profileFolder, "--cpu-prof-interval", "500"];
 
+async function startMesh(
+  root: string,
+  nodeArgs: readonly string[],
+  keysFile?: string,
+): Promise<Mesh> {
+  const membersMax = Math.max(64, membersCount);
+  const router = await RouterProcess.start({ membersMax, root, nodeArgs, keysFile });
+  const target = `127.0.0.1:${router.ports.control.toString()}`;
+  const members = await ScriptedMembers.join({ count: membersCount, target, keys: router.keys });
+  await router.untilServing();
+  return { router, members };
+}
+
+function targetOf(name: "router" | "baseline", mesh: Mesh): Target {
+  const address = `127.0.0.1:${mesh.router.ports.hot.toString()}`;
+  return { name, address, pid: mesh.router.pid, mesh };
+}
+
+const mesh = await startMesh(repositoryRoot, profilerArgs);
+const { router } = mesh;
+const routers = [targetOf("router", mesh)];
+if (options.baseline !== "") {
+  const other = await startMesh(resolve(options.baseline), [], router.keysFile);
+  routers.push(targetOf("baseline", other));
+}
+
+let servedBy: Mesh | undefined;
 const generator = new BenchChild(join(import.meta.dirname, "load-generator.ts"), {
   name: "load generator",
   args: [router.keysFile],
   onMessage: (message) => {
     for (const { worker, hashes } of (message as Served).prompts) {
-      members.get(worker).storeNew(hashes);
+      servedBy?.members.get(worker).storeNew(hashes);
     }
   },
 });
@@ -131,14 +166,12 @@ async function startReference(
     args: [name],
   });
   const { port } = await child.answer<{ readonly port: number }>("ready");
-  return { child, target: { name, address: `127.0.0.1:${port.toString()}`, pid: child.pid } };
+  return {
+    child,
+    target: { name, address: `127.0.0.1:${port.toString()}`, pid: child.pid, mesh: undefined },
+  };
 }
 
-const routerTarget: Target = {
-  name: "router",
-  address: `127.0.0.1:${router.ports.hot.toString()}`,
-  pid: router.pid,
-};
 const references = options["no-references"]
   ? []
   : [await startReference("empty"), await startReference("stock")];
@@ -146,8 +179,8 @@ const references = options["no-references"]
 const cells: Cell[] = [];
 for (const sizeKb of sizesKb) {
   for (const mode of modes) {
-    for (const target of [routerTarget, ...references.map((reference) => reference.target)]) {
-      if (target.name !== "router" && mode !== "buffered") continue;
+    for (const target of [...routers, ...references.map((reference) => reference.target)]) {
+      if (target.mesh === undefined && mode !== "buffered") continue;
       if (target.name === "stock" && sizeKb !== stockSizeKb) continue;
       cells.push({
         target,
@@ -188,7 +221,7 @@ async function runCell(
   counts: boolean,
 ): Promise<void> {
   const { target, mode, sizeKb } = cell;
-  const isRouter = target.name === "router";
+  servedBy = target.mesh;
   const perSecond = target.name === "stock" ? stockPerSecond * rateScale : rateOf(sizeKb);
   const count = Math.min(prepared, Math.max(4, Math.round(perSecond * forSeconds)));
   const order: RunOrder = {
@@ -197,11 +230,11 @@ async function runCell(
     mode,
     count,
     perSecond,
-    isRouter,
+    isRouter: target.mesh !== undefined,
   };
   const noBuckets: Buckets = new Map();
   const scrape = async (): Promise<Buckets> =>
-    isRouter ? (await router.metrics()).buckets(decisionMetric) : noBuckets;
+    (await target.mesh?.router.metrics())?.buckets(decisionMetric) ?? noBuckets;
   const before = await scrape();
   const startMs = cpuMs(target.pid);
   const result = await generator.ask<RunResult>(order, "ran");
@@ -258,6 +291,7 @@ await sleep(500);
 const idleStartMs = cpuMs(router.pid);
 await sleep(idleSeconds * 1_000);
 const idleMsPerSecond = (cpuMs(router.pid) - idleStartMs) / idleSeconds;
+const measuredSinceUs = Number(process.hrtime.bigint() / 1_000n);
 for (let round = 0; round < rounds; round++) await runRound(seconds, true);
 
 const metrics = await router.metrics();
@@ -293,10 +327,10 @@ const result = {
   ),
 };
 
-members.close();
+for (const target of routers) target.mesh?.members.close();
 for (const { child } of references) await child.stop();
 await generator.stop();
-await router.stop();
+for (const target of routers) await target.mesh?.router.stop();
 
 // Figures of something that did not happen are worse than none.
 if (result.router.loadOnly > 0) throw new Error("prompts were placed without tokens");
@@ -308,8 +342,9 @@ function ratio(sizeKb: number, mode: ExchangeMode, of: TargetName): string {
     result.cells.find((c) => c.target === name && c.mode === m && c.sizeKb === sizeKb)
       ?.cpuUsPerRequest;
   const ours = find("router", mode);
-  const theirs = find(of, "buffered");
+  const theirs = find(of, of === "baseline" ? mode : "buffered");
   if (ours === undefined || theirs === undefined) return "–";
+  if (of === "baseline") return `${(ours / theirs).toFixed(3)}x`;
   return of === "stock" ? `${shown(theirs / ours)}x less` : `${shown(ours / theirs)}x`;
 }
 
@@ -333,6 +368,7 @@ function print(): void {
       "KB",
       "requests",
       "CPU µs",
+      ...(options.baseline === "" ? [] : ["vs baseline"]),
       "vs empty",
       "vs stock",
       "decision p50 ms",
@@ -350,6 +386,9 @@ function print(): void {
     cell.sizeKb.toString(),
     cell.requests.toString(),
     shown(cell.cpuUsPerRequest),
+    ...(options.baseline === ""
+      ? []
+      : [cell.target === "router" ? ratio(cell.sizeKb, cell.mode, "baseline") : ""]),
     cell.target === "router" ? ratio(cell.sizeKb, cell.mode, "empty") : "",
     cell.target === "router" ? ratio(cell.sizeKb, cell.mode, "stock") : "",
     ...[
@@ -376,9 +415,15 @@ function print(): void {
 if (options.json) console.log(JSON.stringify(result, undefined, 2));
 else print();
 if (profileFolder !== undefined) {
-  console.log("\nself time of the router's main thread, start and warm-up included");
-  for (const { place, ms, share } of readSelfTimes(profileFolder).slice(0, 25)) {
-    console.log(`${formatRatio(share).padStart(8)} ${shown(ms).padStart(8)} ms  ${place}`);
+  const { functions, groups } = readSelfTimes(profileFolder, measuredSinceUs);
+  for (const [title, times] of [
+    ["function", functions.slice(0, Number(options.top))],
+    ["package or folder", groups.slice(0, Number(options.top))],
+  ] as const) {
+    console.log(`\nself time of the router's main thread by ${title}, all rows above together`);
+    for (const { place, ms, share } of times) {
+      console.log(`${formatRatio(share).padStart(8)} ${shown(ms).padStart(8)} ms  ${place}`);
+    }
   }
   rmSync(profileFolder, { recursive: true, force: true });
 }

@@ -32,14 +32,20 @@ export class RouterProcess {
     this.ports = ports;
   }
 
-  /** Starts it. `nodeArgs` are options of Node, such as those of its profiler. */
+  /**
+   * Starts it. `root` is the checkout whose router runs, by default this one; `nodeArgs` are options of Node, such as
+   * those of its profiler.
+   */
   static async start(options: {
     readonly membersMax: number;
+    readonly root?: string;
+    /** Keys of a mesh that runs already, when this router is to be told the same things. */
+    readonly keysFile?: string | undefined;
     readonly nodeArgs?: readonly string[];
   }): Promise<RouterProcess> {
     const folder = mkdtempSync(join(tmpdir(), "kvmesh-bench-"));
-    const keysFile = join(folder, "mesh.keys");
-    createKeysFile(keysFile);
+    const keysFile = options.keysFile ?? join(folder, "mesh.keys");
+    if (options.keysFile === undefined) createKeysFile(keysFile);
     const settings = {
       instance: "bench",
       hotPort: 0,
@@ -55,7 +61,7 @@ export class RouterProcess {
     };
     const config = join(folder, "kvmesh.json");
     writeFileSync(config, JSON.stringify({ router: settings }));
-    const child = new BenchChild(join(repositoryRoot, "services/router/main.ts"), {
+    const child = new BenchChild(join(options.root ?? repositoryRoot, "services/router/main.ts"), {
       name: "router",
       args: ["--config", config],
       nodeArgs: options.nodeArgs ?? [],
