@@ -56,17 +56,25 @@ function isObject(value: unknown): value is Body {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
+/** Index of the quote that ends the string begun at `from`, or −1. Jumps from quote to quote: text is long, quotes few. */
+function stringEnd(text: string, from: number): number {
+  for (let end = text.indexOf('"', from + 1); end >= 0; end = text.indexOf('"', end + 1)) {
+    let backslashes = 0;
+    while (text.charCodeAt(end - 1 - backslashes) === 92) backslashes++;
+    if (backslashes % 2 === 0) return end;
+  }
+  return -1;
+}
+
 /** Whether brackets nest deeper than `depthMax` outside strings; linear, so that JSON.parse never recurses far. */
 function nestsTooDeep(text: string): boolean {
   let depth = 0;
-  let inString = false;
   for (let i = 0; i < text.length; i++) {
     const c = text.charCodeAt(i);
-    if (inString) {
-      if (c === 92) i++;
-      else if (c === 34) inString = false;
-    } else if (c === 34) inString = true;
-    else if (c === 123 || c === 91) {
+    if (c === 34) {
+      i = stringEnd(text, i);
+      if (i < 0) return false;
+    } else if (c === 123 || c === 91) {
       if (++depth > depthMax) return true;
     } else if (c === 125 || c === 93) depth--;
   }
