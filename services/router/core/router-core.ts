@@ -278,7 +278,7 @@ export class RouterCore {
     );
     const request = { promptTokens: input.promptTokens, expectedOutputTokens };
     const turn = this.#turns.get(input.pool) ?? 0;
-    this.#turns.set(input.pool, turn + 1);
+    if (!input.dryRun) this.#turns.set(input.pool, turn + 1);
     const ranking = rank(candidates, request, policies[policyName], turn);
     const [chosen] = ranking.candidates;
     if (chosen === undefined) return this.#noWorker(input, filtered, policyName);
@@ -294,7 +294,16 @@ export class RouterCore {
       tieBreak: ranking.tieBreak,
       indexAgeMs: this.#indexAgeMs(chosen.workerId, now),
     };
-    if (!input.dryRun) this.#reserve(decision, input, now);
+    if (!input.dryRun && !this.#reserve(decision, input, now)) {
+      const { openCount } = this.book;
+      return this.refuse(
+        input,
+        new MeshError(
+          "overloaded",
+          `${openCount} requests are open, the most that the load book holds`,
+        ),
+      );
+    }
     this.decisions.add(decision);
     return decision;
   }
@@ -364,7 +373,14 @@ export class RouterCore {
   served(decisionId: string, record: ServedRecord, now: MonoMs): Observation | undefined {
     const decision = this.decisions.byId(decisionId);
     const closed = this.book.close(decisionId, "access_log", now);
-    if (decision?.workerId === undefined) return undefined;
+    if (decision?.workerId === undefined) {
+      // The book may outlive the log of decisions; peers hold the reservation too and must hear of its end.
+      if (closed !== undefined) {
+        this.#observers.get(closed.reservation.workerId)?.finish(decisionId);
+        this.#closed(closed, undefined);
+      }
+      return undefined;
+    }
     if (decision.observed?.closedBy === "access_log") return decision.observed;
     const chosen = decision.candidates[0];
     const servedAsPicked = record.servedEndpoint === (decision.endpoints[0] ?? "");
@@ -427,9 +443,10 @@ export class RouterCore {
     return { cachedTokens, cachedDifference };
   }
 
-  #reserve(decision: Decision, input: PlaceInput, now: MonoMs): void {
+  /** False when the book is full. */
+  #reserve(decision: Decision, input: PlaceInput, now: MonoMs): boolean {
     const chosen = decision.candidates[0];
-    if (chosen === undefined) return;
+    if (chosen === undefined) return false;
     const uncachedTokens = input.promptTokens - chosen.matchedTokens;
     const opened = this.book.open(
       {
@@ -447,12 +464,12 @@ export class RouterCore {
       },
       chosen.decodeMs,
     );
-    if (!opened)
-      throw new MeshError("overloaded", "the load book is full", { retryAfterMs: 1_000 });
+    if (!opened) return false;
     if (input.hashes.length > 0) {
       this.#observers.get(chosen.workerId)?.watch(decision.id, input.hashes, now);
     }
     this.#effects.push({ kind: "reserved", decision, uncachedTokens });
+    return true;
   }
 
   /**
@@ -544,7 +561,10 @@ export class RouterCore {
   }
 
   #noWorker(input: PlaceInput, filtered: FilteredWorker[], policy: PolicyName): Decision {
-    const tooLong = filtered.length > 0 && filtered.every((f) => f.reason === "context_too_long");
+    // A worker that is not ready now would take this prompt no more than the others.
+    const contextMax = this.#contextMax(input.pool);
+    const tooLong =
+      input.loadOnlyReason === "" && contextMax > 0 && input.promptTokens >= contextMax;
     const decision: Decision = {
       ...this.#base(input, policy, filtered),
       outcome: tooLong
@@ -553,7 +573,7 @@ export class RouterCore {
             code: "context_length_exceeded",
             message:
               `the prompt has ${input.promptTokens} tokens; model ${input.model} takes fewer than ` +
-              `${this.#contextMax(input.pool)} with room for an answer`,
+              `${contextMax} with room for an answer`,
           }
         : {
             kind: "no_worker",
@@ -591,6 +611,7 @@ export class RouterCore {
       promptTokens: input.promptTokens,
       promptBlocks: input.hashes.length / 2,
       filtered,
+      leftOut: 0,
       loadOnlyReason: input.loadOnlyReason,
       observed: undefined,
     };
