@@ -61,8 +61,11 @@ export interface Decision {
   readonly workerId: WorkerId | undefined;
   /** First choice, then fallbacks. */
   readonly endpoints: readonly string[];
-  readonly candidates: readonly ScoredCandidate[];
-  readonly filtered: readonly FilteredWorker[];
+  /** Eligible workers, cheapest first. The log shortens both lists of older decisions, see `leftOut`. */
+  candidates: readonly ScoredCandidate[];
+  filtered: readonly FilteredWorker[];
+  /** Entries of both lists that the log no longer keeps. */
+  leftOut: number;
   readonly marginMs: number;
   readonly tieBreak: string;
   readonly indexAgeMs: number;
