@@ -32,17 +32,17 @@ describe("workloads that come with the product", () => {
       contextTokensMax: 65_536,
     });
     expect(facts).toMatchObject({
-      requests: 7_439,
-      sessions: 209,
+      requests: 6_582,
+      sessions: 199,
       contextTokensMax: 54_313,
-      blocksUnique: 163_242,
-      blockReferences: 3_400_519,
+      blocksUnique: 158_912,
+      blockReferences: 3_136_918,
     });
-    expect(facts.inputTokensMean).toBeCloseTo(7_321, 0);
-    expect(facts.outputTokensMean).toBeCloseTo(27.3, 1);
-    expect(facts.infiniteCacheHitRatio).toBeCloseTo(0.951, 3);
-    expect(facts.ratePerSecond * defaults.rateFactor).toBeCloseTo(23.25, 1);
-    expect(facts.durationMs / defaults.rateFactor).toBeGreaterThan(300_000);
+    expect(facts.inputTokensMean).toBeCloseTo(7_633, 0);
+    expect(facts.outputTokensMean).toBeCloseTo(28.5, 1);
+    expect(facts.infiniteCacheHitRatio).toBeCloseTo(0.948, 3);
+    expect(facts.ratePerSecond * defaults.rateFactor).toBeCloseTo(21.94, 1);
+    expect(facts.durationMs / defaults.rateFactor).toBeGreaterThan(290_000);
     expect(facts.contextTokensMax).toBeLessThanOrEqual(defaults.contextTokensMax);
     // Every full block is named, and nothing else: the partial one at the end is the request's own.
     for (const request of workload.requests) {

@@ -15,15 +15,16 @@ import { loadWorkload } from "../../shared/edge/workload-files.ts";
 
 const minuteMs = 60_000;
 
+/** From 7:15 on the stream runs at its own mean rate and length for an hour: 24 requests/s at 15×, 7,600 tokens. */
 function agentic(path: string): PreparedWorkload {
   const stream = loadWorkload(path).workload;
-  const cut = window(stream, { startMs: 7 * 60 * minuteMs, durationMs: 80 * minuteMs });
+  const cut = window(stream, { startMs: (7 * 60 + 15) * minuteMs, durationMs: 75 * minuteMs });
   return {
     workload: {
       ...scale(cut, 16),
       name: "agentic",
       description:
-        "Coding-agent sessions as one arrival stream, 7:00 to 8:20 of 8 h, lengths and blocks / 16",
+        "Coding-agent sessions as one arrival stream, 7:15 to 8:30 of 8 h, lengths and blocks / 16",
       licence: "Apache-2.0",
       source: "callanjfox/kv-cache-tester: 710 recorded sessions, started at random over 8 h",
     },
