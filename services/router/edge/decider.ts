@@ -165,7 +165,7 @@ export class Decider {
     const body = concat(request.body);
     const openAi = request.truncated
       ? readTruncatedRequest(context.path, body)
-      : readOpenAiRequest(context.path, body);
+      : readOpenAiRequest(context.path, body, request.headers.get("content-type"));
     const pool = this.#pool(openAi.model);
     const tokenize = spans.start("tokenize");
     const prompt = this.#readPrompt(openAi, request.bodyBytes, pool);

@@ -309,8 +309,9 @@ class ExtProcStream {
   }
 
   #fail(reason: string): void {
-    this.#call.emit("error", { code: status.INVALID_ARGUMENT, details: reason });
+    // Released first: the error also reaches this stream's own listener, which would count a cancelled stream.
     this.#release("protocol_error");
+    this.#call.emit("error", { code: status.INVALID_ARGUMENT, details: reason });
     this.#d.log.warn(
       { event: "ext_proc_protocol_error", reason },
       "ext_proc peer broke the protocol",

@@ -46,6 +46,9 @@ const depthMax = 64;
 const chatPath = /\/v1\/chat\/completions\/?$/;
 const completionsPath = /\/v1\/completions\/?$/;
 
+/** Bodies that engines read as JSON: by their type, or when they name none. */
+const jsonType = /^[^;]*\bjson\b/i;
+
 function refuse(field: string, message: string): never {
   throw new MeshError("invalid_request", `${field}: ${message}`, { field });
 }
@@ -223,9 +226,14 @@ function checkReserved(body: Body): void {
 
 /**
  * Reads a body for placement. Throws `invalid_request` with the field for anything that could not be served:
- * bad UTF-8, malformed JSON, wrong types, reserved fields. Unknown fields pass.
+ * bad UTF-8, malformed JSON, wrong types, reserved fields. Unknown fields pass. Other paths than chat and completions
+ * may carry something else than JSON, such as an audio upload, if `contentType` says so; it is not looked into.
  */
-export function readOpenAiRequest(path: string, bytes: Uint8Array): OpenAiRequest {
+export function readOpenAiRequest(
+  path: string,
+  bytes: Uint8Array,
+  contentType?: string,
+): OpenAiRequest {
   const route = path.split("?", 1)[0] ?? "";
   const kind = chatPath.test(route)
     ? "chat"
@@ -238,6 +246,14 @@ export function readOpenAiRequest(path: string, bytes: Uint8Array): OpenAiReques
       model: undefined,
       tokensMax: undefined,
       prompt: { kind: "load_only", reason: "no_body" },
+    };
+  }
+  if (kind === "other" && contentType !== undefined && !jsonType.test(contentType)) {
+    return {
+      kind,
+      model: undefined,
+      tokensMax: undefined,
+      prompt: { kind: "load_only", reason: "other_path" },
     };
   }
   const body = parseJson(decodeUtf8(bytes));
