@@ -66,6 +66,7 @@ export default tseslint.config(
       "services/shared/gen/",
       "**/*.js",
       "**/*.mjs",
+      "**/*.cjs",
       "coverage/",
     ],
   },

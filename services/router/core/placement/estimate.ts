@@ -17,12 +17,6 @@ export interface Estimate {
 
 /** Step budget assumed when an engine does not tell, tokens (vLLM's default on large devices). */
 const stepTokensMaxDefault = 8_192;
-/**
- * What a millisecond of delay spread over the tokens of other answers weighs against one of this request's own. At 1
- * long prompts queue behind each other on one worker to spare the decodes of the rest. On the conversation workload
- * (240 s, 2×) 1 gives a mean TTFT of 2.1 s and TPOT of 31 ms, 0.2 gives 1.1 s and 32 ms, 0 gives 1.1 s and 36 ms.
- */
-const slowdownWeight = 0.2;
 /** Share of evicted tokens that somebody is expected to want again. */
 const evictionReuseShare = 0.1;
 /**
