@@ -47,11 +47,11 @@ function groupOf(place: string): string {
 
 /**
  * Self times in the largest profile of a folder, which is the main thread's: by function, and by package or folder.
- * Counts from `sinceUs` on, a time of the monotonic clock (`process.hrtime`), which all processes share.
+ * Counts what lies between two times of the monotonic clock (`process.hrtime`), which all processes share.
  */
 export function readSelfTimes(
   folder: string,
-  sinceUs: number,
+  span: { readonly fromUs: number; readonly toUs: number },
 ): { readonly functions: SelfTime[]; readonly groups: SelfTime[] } {
   const profiles = readdirSync(folder)
     .filter((name) => name.endsWith(".cpuprofile"))
@@ -68,7 +68,7 @@ export function readSelfTimes(
     const place = places.get(id) ?? "?";
     const us = profile.timeDeltas[i] ?? 0;
     atUs += us;
-    if (place === "(idle)" || atUs < sinceUs) return;
+    if (place === "(idle)" || atUs < span.fromUs || atUs > span.toUs) return;
     busyUs += us;
     byFunction.set(place, (byFunction.get(place) ?? 0) + us);
     const group = groupOf(place);

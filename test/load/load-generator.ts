@@ -12,7 +12,6 @@ import { ChatTemplate } from "../../services/shared/core/chat-template.ts";
 import { SeededRandom } from "../../services/shared/core/random.ts";
 import { FusedBpe } from "../../services/shared/core/tokenizer/fused-bpe.ts";
 import { parseTokenizerJson } from "../../services/shared/core/tokenizer/tokenizer-json.ts";
-import { createChannelOptions } from "../../services/shared/edge/grpc-client.ts";
 import { loadKeys } from "../../services/shared/edge/keys.ts";
 import { ExternalProcessorClient } from "../../services/shared/gen/envoy/service/ext_proc/v3/external_processor.ts";
 import { AccessRecords } from "./access-records.ts";
@@ -79,6 +78,12 @@ interface Job {
 /** Envoy opens one connection for each of its worker threads; two is its usual number on small machines. */
 const connectionCount = 2;
 const servedIntervalMs = 50;
+/** No keepalive: a busy machine's pauses are to be measured, not to break connections. */
+const channelOptions = {
+  "grpc.max_receive_message_length": 64 * 1024 * 1024,
+  "grpc-node.flow_control_window": 4 * 1024 * 1024,
+  "grpc.use_local_subchannel_pool": 1,
+};
 
 const [keysFile = ""] = process.argv.slice(2);
 const root = hashRoot(loadKeys(keysFile).hashSeed, { model: benchModel });
@@ -117,8 +122,7 @@ function clientsOf(target: string): readonly ExternalProcessorClient[] {
   if (list === undefined) {
     list = Array.from(
       { length: connectionCount },
-      () =>
-        new ExternalProcessorClient(target, credentials.createInsecure(), createChannelOptions()),
+      () => new ExternalProcessorClient(target, credentials.createInsecure(), channelOptions),
     );
     clients.set(target, list);
   }

@@ -293,6 +293,7 @@ await sleep(idleSeconds * 1_000);
 const idleMsPerSecond = (cpuMs(router.pid) - idleStartMs) / idleSeconds;
 const measuredSinceUs = Number(process.hrtime.bigint() / 1_000n);
 for (let round = 0; round < rounds; round++) await runRound(seconds, true);
+const measuredUntilUs = Number(process.hrtime.bigint() / 1_000n);
 
 const metrics = await router.metrics();
 const hits = metrics.total("kvmesh_router_prefix_hit_ratio_sum");
@@ -322,8 +323,12 @@ const result = {
     reservationsOpen: metrics.total("kvmesh_router_reservations_open"),
     recordsOwn: metrics.total("kvmesh_router_access_log_records_total"),
   },
-  references: Object.fromEntries(
-    references.map(({ target }) => [target.name, { residentBytes: residentBytes(target.pid) }]),
+  /** What the router is compared with. */
+  others: Object.fromEntries(
+    [...routers.slice(1), ...references.map((reference) => reference.target)].map((target) => [
+      target.name,
+      { residentBytes: residentBytes(target.pid) },
+    ]),
   ),
 };
 
@@ -407,7 +412,7 @@ function print(): void {
       `resident ${mb(figures.residentBytes)}, ${figures.indexBlocks.toString()} blocks indexed, ` +
       `${formatRatio(figures.prefixHitRatioMean)} of prompt tokens cached`,
   );
-  for (const [name, { residentBytes: bytes }] of Object.entries(result.references)) {
+  for (const [name, { residentBytes: bytes }] of Object.entries(result.others)) {
     console.log(`${name}: resident ${mb(bytes)}`);
   }
 }
@@ -415,7 +420,10 @@ function print(): void {
 if (options.json) console.log(JSON.stringify(result, undefined, 2));
 else print();
 if (profileFolder !== undefined) {
-  const { functions, groups } = readSelfTimes(profileFolder, measuredSinceUs);
+  const { functions, groups } = readSelfTimes(profileFolder, {
+    fromUs: measuredSinceUs,
+    toUs: measuredUntilUs,
+  });
   for (const [title, times] of [
     ["function", functions.slice(0, Number(options.top))],
     ["package or folder", groups.slice(0, Number(options.top))],
