@@ -22,10 +22,8 @@ export class RouterProcess {
   readonly keysFile: string;
   readonly ports: Ports;
   readonly #child: BenchChild;
-  readonly #folder: string;
 
-  private constructor(folder: string, keysFile: string, child: BenchChild, ports: Ports) {
-    this.#folder = folder;
+  private constructor(keysFile: string, child: BenchChild, ports: Ports) {
     this.keysFile = keysFile;
     this.keys = loadKeys(keysFile);
     this.#child = child;
@@ -44,6 +42,10 @@ export class RouterProcess {
     readonly nodeArgs?: readonly string[];
   }): Promise<RouterProcess> {
     const folder = mkdtempSync(join(tmpdir(), "kvmesh-bench-"));
+    // Also when a benchmark fails half way.
+    process.once("exit", () => {
+      rmSync(folder, { recursive: true, force: true });
+    });
     const keysFile = options.keysFile ?? join(folder, "mesh.keys");
     if (options.keysFile === undefined) createKeysFile(keysFile);
     const settings = {
@@ -68,7 +70,7 @@ export class RouterProcess {
       serialization: "json",
     });
     const { ports } = await child.answer<{ readonly ports: Ports }>("ready");
-    return new RouterProcess(folder, keysFile, child, ports);
+    return new RouterProcess(keysFile, child, ports);
   }
 
   get pid(): number {
@@ -90,6 +92,5 @@ export class RouterProcess {
 
   async stop(): Promise<void> {
     await this.#child.stop();
-    rmSync(this.#folder, { recursive: true, force: true });
   }
 }
