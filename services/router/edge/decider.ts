@@ -287,14 +287,14 @@ export class Decider {
 }
 
 /** An error as the answer to the client: OpenAI shape, Retry-After where it makes sense. */
-export function immediateError(error: MeshError): ImmediateAnswer {
+export function immediateError(error: MeshError, shedReason: string = error.code): ImmediateAnswer {
   const { status, body } = openAiError(error);
   const headers: [string, string][] = [["content-type", "application/json"]];
   if (status === 429 || status === 503) {
     const waitMs = Math.max(1, error.retryAfterMs ?? retryAfterDefaultMs);
     headers.push(["retry-after", Math.ceil(waitMs / 1_000).toString()]);
     headers.push(["retry-after-ms", Math.ceil(waitMs).toString()]);
-    headers.push(["x-kvmesh-shed-reason", error.code]);
+    headers.push(["x-kvmesh-shed-reason", shedReason]);
   }
   return {
     kind: "immediate",

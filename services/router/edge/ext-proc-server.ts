@@ -182,7 +182,8 @@ class ExtProcStream {
       this.#chunks++;
       const refusal = this.#hold(event.body.length);
       if (refusal !== undefined) {
-        this.#write(message(immediate(immediateError(refusal))));
+        const reason = refusal.code === "overloaded" ? "body_memory" : refusal.code;
+        this.#write(message(immediate(immediateError(refusal, reason))));
         this.#d.metrics.refused.inc({ code: refusal.code });
         this.#end("answered");
         return;
@@ -204,7 +205,7 @@ class ExtProcStream {
     if (this.#memory.bytes + bytes > bodyMemoryBytesMax) {
       return new MeshError(
         "overloaded",
-        `bodies in flight fill ${bodyMemoryBytesMax} bytes (body_memory)`,
+        `bodies in flight fill the ${bodyMemoryBytesMax} bytes for them`,
         {
           retryAfterMs: 1_000,
         },
