@@ -115,7 +115,7 @@ export class FleetWorker {
     return this.#map.meshBlockCount;
   }
 
-  /** Whether nothing is under way from the engine or to a router, and every stream is up. */
+  /** Whether every stream is up, nothing is under way on it and its router has acknowledged everything. */
   get isQuiet(): boolean {
     return (
       this.#eventsWaiting === 0 &&
@@ -123,6 +123,7 @@ export class FleetWorker {
         (link) =>
           link.stream.phase === "live" &&
           link.stream.pendingBlockCount === 0 &&
+          link.stream.unackedCount === 0 &&
           link.readyAt <= this.#d.time.now,
       )
     );
