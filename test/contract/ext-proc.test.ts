@@ -23,6 +23,9 @@ const completion = { model: "m", prompt: [1, 2, 3] };
 const routed = (endpoints: string): string =>
   `x-kvmesh-pool=pool-default x-gateway-destination-endpoint=${endpoints} picked=${endpoints}`;
 
+/** The default interval would make most of this file's time. */
+const soon = { timeout: 5_000, interval: 5 };
+
 let router: ExtProcRouter;
 
 beforeEach(async () => {
@@ -39,7 +42,7 @@ async function atRest(of: ExtProcRouter): Promise<void> {
   await vi.waitFor(async () => {
     expect(await of.metric("extProcStreams")).toBe(0);
     expect(of.bodyMemoryBytes()).toBe(0);
-  }, 5_000);
+  }, soon);
 }
 
 const play = (...steps: readonly PeerStep[]): Promise<PeerOutcome> =>
@@ -48,7 +51,7 @@ const play = (...steps: readonly PeerStep[]): Promise<PeerOutcome> =>
 async function ended(how: "answered" | "cancelled" | "protocol_error"): Promise<void> {
   await vi.waitFor(async () => {
     expect(await router.metric("extProcEnds", { end: how })).toBe(1);
-  });
+  }, soon);
   expect(await router.metric("extProcEnds")).toBe(1);
 }
 

@@ -97,6 +97,9 @@ function readFacts(hello: Hello): MemberFacts {
   const role = roles[hello.role];
   if (role === undefined) return bad("role", "must be both, prefill or decode");
   const steps = engine.stepModel;
+  if (steps !== undefined && !Object.values(steps).every((ms) => ms >= 0 && ms < Infinity)) {
+    bad("engine.step_model", "must hold finite times that are not negative");
+  }
   return {
     workerId: hello.workerId,
     dpRank: hello.dpRank,
@@ -293,9 +296,17 @@ class JoinStream {
     }
     const facts = readFacts(hello);
     this.#checkProof(hello, facts);
+    const key = memberKey(facts.workerId, facts.dpRank);
+    if (this.#member !== undefined && this.#member.key !== key) {
+      throw new MeshError(
+        "invalid_request",
+        `this stream is held for ${this.#member.key}; open another one for ${key}`,
+        { field: "worker_id" },
+      );
+    }
     const { replacedStream } = core.admit(facts, this.#id, clock.now());
     clearTimeout(this.#deadline);
-    this.#member = core.members.get(memberKey(facts.workerId, facts.dpRank));
+    this.#member = core.members.get(key);
     if (replacedStream !== undefined && replacedStream !== this.#id) {
       this.replaced?.(replacedStream);
     }
@@ -430,7 +441,8 @@ class JoinStream {
         ? undefined
         : counterDelta(before, counters, member.facts?.capacityTokens ?? 0);
     const { running, waiting, kvUsageRatio } = sample;
-    const at = monoMs(clock.now() - Math.max(0, sample.sampleAgeMs));
+    const ageMs = Number.isFinite(sample.sampleAgeMs) ? Math.max(0, sample.sampleAgeMs) : 0;
+    const at = monoMs(clock.now() - ageMs);
     core.report(member.key, { running, waiting, kvUsageRatio, at }, delta);
     if (member.facts !== undefined) this.#askForFiles(member.facts);
     this.#ack(member);
