@@ -171,7 +171,6 @@ describe("runReplay", () => {
       ignore_eos: true,
       temperature: 0,
     });
-    expect(arrivals[3]!.atMs - arrivals[0]!.atMs).toBeGreaterThanOrEqual(100);
     expect(records.map(({ dueMs }) => dueMs).sort((x, y) => x - y)).toEqual([0, 50, 100, 150]);
   });
 
