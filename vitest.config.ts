@@ -14,6 +14,7 @@ const project = (name: string, include: string[], timeoutMs: number, serial = fa
 export default defineConfig({
   test: {
     maxWorkers: 2,
+    reporters: ["default", "./test/support/closing-line-reporter.ts"],
     projects: [
       project("unit", ["services/**/*.test.ts", "envoy/**/*.test.ts"], 20_000),
       project("property", ["test/property/**/*.test.ts"], 60_000),
