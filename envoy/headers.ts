@@ -40,6 +40,17 @@ export const trustedHeaders: readonly string[] = [
 /** Prefix under which a trusted caller's headers survive the removal; free of any other meaning. */
 const keepPrefix = "x-keep-kvmesh-";
 
+/**
+ * The client's `traceparent` when it is sound, else nothing: below one that it cannot read, Envoy starts no trace at all,
+ * and router and engine each begin their own. With 55 characters in all the second field has the 32 that it must have;
+ * patterns here may not grow beyond a small program. A header that comes twice is not sound either.
+ */
+const soundTraceparent =
+  "%CEL(size(request.headers['traceparent']) == 55" +
+  " && request.headers['traceparent'].matches('^[0-9a-f]{2}-[0-9a-f]+-[0-9a-f]{16}-[0-9a-f]{2}$')" +
+  " && !request.headers['traceparent'].matches('^ff|-0+-')" +
+  " ? request.headers['traceparent'] : '')%";
+
 const removePrefix = (prefix: string): Config => ({ remove_on_match: { key_matcher: { prefix } } });
 const set = (key: string, value: string): Config => ({
   append: { header: { key, value }, append_action: "OVERWRITE_IF_EXISTS_OR_ADD" },
@@ -48,7 +59,7 @@ const set = (key: string, value: string): Config => ({
 /**
  * What happens to a request's headers before anything reads them: control headers go, the default pool is set. Of a
  * trusted caller the listed headers are kept, by setting them aside and putting them back: a list of what may stay
- * holds also for headers that nobody has thought of yet.
+ * holds also for headers that nobody has thought of yet. A trace context that nobody could read goes too.
  */
 export function earlyHeaderMutation(listener: "public" | "trusted", poolId: string): Config {
   const kept = listener === "trusted" ? trustedHeaders : [];
@@ -60,8 +71,11 @@ export function earlyHeaderMutation(listener: "public" | "trusted", poolId: stri
       mutations: [
         removePrefix(keepPrefix),
         ...kept.map((name) => set(aside(name), `%REQ(${name})%`)),
+        set(aside("traceparent"), soundTraceparent),
+        { remove: "traceparent" },
         ...controlPrefixes.map(removePrefix),
         ...kept.map((name) => set(name, `%REQ(${aside(name)})%`)),
+        set("traceparent", `%REQ(${aside("traceparent")})%`),
         removePrefix(keepPrefix),
         set(poolHeader, poolCluster(poolId)),
       ],
