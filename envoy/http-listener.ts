@@ -141,6 +141,7 @@ function connectionManager(listener: "public" | "trusted", options: EnvoyOptions
     request_id_extension: {
       typed_config: typed("envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig", {
         use_request_id_for_trace_sampling: false, // else an id that is not a UUID turns tracing off
+        pack_trace_reason: false, // else one digit of a caller's id is overwritten, and nobody finds it under its name
       }),
     },
     common_http_protocol_options: {
