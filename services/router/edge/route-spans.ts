@@ -34,7 +34,10 @@ const errorTypeOf: Readonly<Record<MeshErrorCode, string>> = {
 /** Spans that routers write for a placed request: route, body, tokenize, lookup, score, serve. */
 const spansExpected = 6;
 
-/** The spans of one decision; all calls do nothing when the request is not traced. */
+/**
+ * The spans of one decision; all calls do nothing when the request is not traced. Every start and end is read from one
+ * clock: the SDK's own readings have a grain of 1 ms beside given times, longer than most of these spans.
+ */
 export class RouteSpans {
   readonly #tracing: Tracing;
   readonly #span: MeshSpan | undefined;
@@ -73,7 +76,10 @@ export class RouteSpans {
   start(part: "tokenize" | "lookup"): MeshSpan | undefined {
     if (this.#span === undefined) return undefined;
     const name = part === "tokenize" ? spanNames.routeTokenize : spanNames.routeLookup;
-    return this.#tracing.start(name, { parent: this.#span.context });
+    return this.#tracing.start(name, {
+      parent: this.#span.context,
+      startUnixUs: this.#clock.wallUnixUs(),
+    });
   }
 
   /** Ends the tokenize span. */
@@ -87,7 +93,7 @@ export class RouteSpans {
       [attributes.tokenizeBytes]:
         request.prompt.kind === "text" ? request.prompt.text.length : undefined,
     });
-    span.end();
+    span.end(this.#clock.wallUnixUs());
   }
 
   /** Ends the lookup span, writes the score span and ends the route span: the endpoint is about to be returned. */
@@ -106,7 +112,7 @@ export class RouteSpans {
       [attributes.indexAgeMs]: decision.indexAgeMs,
       [attributes.indexGap]: candidates[0]?.suspect ?? false,
     });
-    lookup?.end();
+    lookup?.end(this.#clock.wallUnixUs());
     this.#score(root, decision);
     if (outcome.kind !== "placed") return;
     const [chosen] = candidates;
@@ -121,7 +127,7 @@ export class RouteSpans {
       [attributes.predictedCachedTokens]: chosen?.matchedTokens,
       [attributes.traceSpansExpected]: spansExpected,
     });
-    root.end();
+    root.end(this.#clock.wallUnixUs());
   }
 
   /** Ends the route span of a request that the router answered itself. */
@@ -138,7 +144,7 @@ export class RouteSpans {
       [attributes.routeOutcome]: outcome,
     });
     this.#span?.fail(errorTypeOf[error.code]);
-    this.#span?.end();
+    this.#span?.end(this.#clock.wallUnixUs());
   }
 
   /** Ends the route span of a request that needs no engine. */
@@ -148,13 +154,13 @@ export class RouteSpans {
       [attributes.decisionId]: "",
       [attributes.routeOutcome]: "answered",
     });
-    this.#span?.end();
+    this.#span?.end(this.#clock.wallUnixUs());
   }
 
   /** Ends the route span after a bug. */
   failed(code: MeshErrorCode): void {
     this.#span?.fail(errorTypeOf[code]);
-    this.#span?.end();
+    this.#span?.end(this.#clock.wallUnixUs());
   }
 
   #identity(decision: Decision): Record<string, string | number | undefined> {
@@ -172,7 +178,10 @@ export class RouteSpans {
   }
 
   #score(root: MeshSpan, decision: Decision): void {
-    const span = this.#tracing.start(spanNames.routeScore, { parent: root.context });
+    const span = this.#tracing.start(spanNames.routeScore, {
+      parent: root.context,
+      startUnixUs: this.#clock.wallUnixUs(),
+    });
     if (span === undefined) return;
     const top = decision.candidates.slice(0, candidatesMax);
     const term = (name: CostTermName): number[] => top.map((c) => termMs(c, name));
@@ -198,7 +207,7 @@ export class RouteSpans {
       [attributes.routeTieBreak]: decision.tieBreak === "" ? undefined : decision.tieBreak,
       [attributes.routeBestAlternative]: decision.candidates[1]?.workerId,
     });
-    span.end();
+    span.end(this.#clock.wallUnixUs());
   }
 }
 
