@@ -148,14 +148,14 @@ export function unpickedOf(record: AccessRecord): PickedOutcome["unpicked"] {
   return picked.split(",")[0] === served ? undefined : "served_elsewhere";
 }
 
-/** Lines for a failure message: the outcomes that failed or went unpicked. */
+/** Lines for a failure message, at most 12: the outcomes with what is known of them; empty for none. */
 export function describeOutcomes(outcomes: readonly (LoadOutcome | PickedOutcome)[]): string {
-  return outcomes
-    .map((one) => {
-      const unpicked =
-        "unpicked" in one ? ` ${one.unpicked ?? ""} ${JSON.stringify(one.record)}` : "";
-      const at = new Date(one.sentAt).toISOString().slice(14, 23);
-      return `${at} ${one.id} ${one.failure ?? "ok"}${unpicked}`;
-    })
-    .join("\n");
+  const lines = outcomes.slice(0, 12).map((one) => {
+    const unpicked =
+      "unpicked" in one ? ` ${one.unpicked ?? "picked"} ${JSON.stringify(one.record)}` : "";
+    const at = new Date(one.sentAt).toISOString().slice(14, 23);
+    return `${at} ${one.id} ${one.failure ?? "ok"}${unpicked}`;
+  });
+  if (outcomes.length > lines.length) lines.push(`and ${outcomes.length - lines.length} more`);
+  return lines.join("\n");
 }
