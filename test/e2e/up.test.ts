@@ -114,7 +114,7 @@ describe("kvmesh up --demo", () => {
     await eventually(
       "all processes are gone",
       () => run.processes.every((one) => !isAlive(one.pid)),
-      10_000,
+      30_000,
     );
     const workers = await kvmesh(["workers", "--state", folder]);
     expect(workers.code).toBe(1);
