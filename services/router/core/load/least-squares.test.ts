@@ -62,13 +62,13 @@ describe("RecursiveLeastSquares", () => {
   });
 
   test("recovers from garbage", () => {
-    const garbage = [NaN, Infinity, -Infinity, 1e308, -1e308, 1e-308, 1e150, -1e150, 0, -5, 1e7];
+    const garbage = [NaN, Infinity, -Infinity, 1e308, -1e308, 1e-308, 1e150, -1e150, 0, -5];
     fc.assert(
       fc.property(
         fc.array(
           fc.record({
             features: fc.tuple(fc.constantFrom(...garbage, 1), fc.constantFrom(...garbage, 1_000)),
-            target: fc.constantFrom(...garbage, 15),
+            target: fc.constantFrom(...garbage, 15, 1e7),
             noise: fc.constantFrom(...garbage, 1),
           }),
           { maxLength: 20 },
