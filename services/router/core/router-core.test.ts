@@ -436,7 +436,7 @@ describe("what the access log says", () => {
   test("arrives late for what reconciliation has closed and is still kept", () => {
     const core = twoWorkers();
     const decision = core.place(placeInput(), at(10));
-    for (const when of [500, 1_000]) {
+    for (const when of [500, 1_500]) {
       core.report(
         placedOn(decision) as WorkerId,
         { running: 0, waiting: 0, kvUsageRatio: 0, at: at(when) },
@@ -444,7 +444,7 @@ describe("what the access log says", () => {
       );
     }
     expect(decision.observed).toMatchObject({ closedBy: "reconciled" });
-    expect(core.served(decision.id, servedRecord(0), at(1_100))).toMatchObject({
+    expect(core.served(decision.id, servedRecord(0), at(1_600))).toMatchObject({
       closedBy: "access_log",
     });
   });

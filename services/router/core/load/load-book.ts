@@ -31,7 +31,7 @@ export class LoadBook {
     this.#reservationsMax = options.reservationsMax;
   }
 
-  /** Open reservations over all workers. */
+  /** Reservations held over all workers, those included that are believed to have ended unheard. */
   get openCount(): number {
     return this.#workerOf.size;
   }
@@ -50,7 +50,8 @@ export class LoadBook {
     const worker = this.#workerOf.get(decisionId);
     if (worker === undefined) return undefined;
     this.#workerOf.delete(decisionId);
-    const reservation = this.#workers.get(worker)?.close(decisionId, now);
+    const heard = reason !== "reconciled" && reason !== "expired";
+    const reservation = this.#workers.get(worker)?.close(decisionId, now, heard);
     return reservation === undefined ? undefined : { reservation, reason };
   }
 
@@ -83,7 +84,7 @@ export class LoadBook {
       for (const id of book.expired(now)) closed.push(...this.#closeList(id, "expired", now));
     }
     for (const [worker, book] of this.#workers) {
-      if (book.openCount === 0 && book.report === undefined) this.#workers.delete(worker);
+      if (book.heldCount === 0 && book.report === undefined) this.#workers.delete(worker);
     }
     return closed;
   }

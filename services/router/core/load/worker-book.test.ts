@@ -81,40 +81,115 @@ describe("WorkerBook", () => {
     expect(book.load(at(5))).toMatchObject({ decoding: 1, prefillBacklogMs: 0 });
   });
 
-  describe("reconciliation", () => {
-    test("closes the oldest surplus when two reports in a row show it", () => {
+  describe("ends that nobody has told of", () => {
+    const open = (book: WorkerBook, when: number) => book.load(at(when)).openRequests;
+
+    test("are taken off the count at the first report that shows them, whoever they are", () => {
       const book = bookOf([0, 0, 0]);
       expect(book.reconcile(report(500, 1))).toEqual([]);
-      expect(book.reconcile(report(1_000, 1))).toEqual(["d0", "d1"]);
+      expect([open(book, 500), book.heldCount]).toEqual([1, 3]);
+      book.close("d2", at(600));
+      expect([open(book, 600), book.heldCount]).toEqual([0, 2]);
     });
 
-    test("counts only the surplus that both reports show", () => {
+    test("are not decoding any more", () => {
       const book = bookOf([0, 0, 0]);
-      expect(book.reconcile(report(500, 2))).toEqual([]);
-      expect(book.reconcile(report(1_000, 0))).toEqual(["d0"]);
+      book.reconcile(report(500, 1));
+      expect(book.load(at(500))).toMatchObject({ decoding: 1, decodingContextTokens: 1_100 });
+    });
+
+    test("are closed oldest first when a second of reports shows them", () => {
+      const book = bookOf([0, 0, 0]);
+      for (const when of [500, 700, 1_300]) expect(book.reconcile(report(when, 1))).toEqual([]);
+      expect(book.reconcile(report(1_500, 1))).toEqual(["d0", "d1"]);
+      for (const id of ["d0", "d1"]) book.close(id, at(1_500), false);
+      expect([open(book, 1_500), book.heldCount]).toEqual([1, 1]);
+    });
+
+    test("count only so far as every report of that second shows them", () => {
+      const book = bookOf([0, 0, 0]);
+      book.reconcile(report(500, 2));
+      book.reconcile(report(1_000, 0));
+      expect(book.reconcile(report(1_500, 0))).toEqual(["d0"]);
+      book.close("d0", at(1_500), false);
+      expect(open(book, 1_500)).toBe(0);
+      expect(book.reconcile(report(2_500, 0))).toEqual(["d1", "d2"]);
+    });
+
+    test("are none once a report shows all that is held", () => {
+      const book = bookOf([0]);
+      book.reconcile(report(500, 0));
+      book.reconcile(report(1_000, 1));
+      expect(open(book, 1_000)).toBe(1);
+      expect(book.reconcile(report(1_500, 0))).toEqual([]);
+      expect(book.reconcile(report(2_500, 0))).toEqual(["d0"]);
     });
 
     test("waiting requests count as well as running ones", () => {
       const book = bookOf([0, 0]);
       book.reconcile(report(500, 0, 2));
-      expect(book.reconcile(report(1_000, 1, 1))).toEqual([]);
+      book.reconcile(report(1_000, 1, 1));
+      expect(open(book, 1_000)).toBe(2);
     });
 
-    test("a request that may still be on its way when the report was made is no surplus", () => {
+    test("a request that may still be on its way is not one of them, nor one placed since", () => {
       const book = bookOf([0]);
-      expect(book.reconcile(report(40, 0))).toEqual([]);
-      expect(book.reconcile(report(50, 0))).toEqual([]);
-      expect(book.reconcile(report(51, 0))).toEqual([]);
-      // The first report that could have counted it was the one before.
-      expect(book.reconcile(report(120, 0))).toEqual(["d0"]);
+      book.reconcile(report(50, 0));
+      expect(open(book, 50)).toBe(1);
+      book.open(reservation("later", at(55)), 100);
+      book.reconcile(report(51, 0));
+      expect(open(book, 55)).toBe(1);
     });
 
-    test("surplus that one report does not show starts anew", () => {
-      const book = bookOf([0]);
+    test("one on its way hides a lost one from the count, not one known before", () => {
+      const hidden = bookOf([0, 480]);
+      hidden.reconcile(report(500, 1));
+      expect(open(hidden, 500)).toBe(2);
+      const known = bookOf([0]);
+      known.reconcile(report(400, 0));
+      known.open(reservation("d1", at(480)), 100);
+      known.reconcile(report(500, 1));
+      expect(open(known, 500)).toBe(1);
+    });
+
+    test("an end heard just after the report that showed it is not counted twice", () => {
+      const book = bookOf([0, 0]);
+      book.reconcile(report(500, 1));
+      book.close("d1", at(530));
+      expect(open(book, 530)).toBe(1);
+    });
+
+    test("an end heard later, or after another report, is one more", () => {
+      const late = bookOf([0, 0]);
+      late.reconcile(report(500, 1));
+      late.close("d1", at(551));
+      expect(open(late, 551)).toBe(0);
+      const confirmed = bookOf([0, 0]);
+      confirmed.reconcile(report(500, 1));
+      confirmed.reconcile(report(600, 1));
+      confirmed.close("d1", at(610));
+      expect(open(confirmed, 610)).toBe(0);
+    });
+
+    test("a closing between a report's moment and its arrival does not clear a lost one", () => {
+      const book = bookOf([0, 0, 0]);
+      book.reconcile(report(500, 2));
+      book.close("d2", at(605));
+      book.reconcile(report(600, 2));
+      expect(open(book, 610)).toBe(1);
+    });
+
+    test("never make the count negative, and mean nothing once reports do", () => {
+      const book = bookOf([0, 0]);
       book.reconcile(report(500, 0));
-      book.reconcile(report(1_000, 1));
-      expect(book.reconcile(report(1_500, 0))).toEqual([]);
-      expect(book.reconcile(report(2_000, 0))).toEqual(["d0"]);
+      book.close("d0", at(900));
+      book.close("d1", at(900));
+      expect(open(book, 900)).toBe(0);
+      book.open(reservation("d2", at(901)), 100);
+      expect(open(book, 901)).toBe(1);
+      book.reconcile(report(1_500, 0));
+      book.forgetReports();
+      expect(open(book, 1_500)).toBe(1);
     });
   });
 

@@ -1,9 +1,10 @@
 import { monoMs, type MonoMs } from "../../../shared/core/ids.ts";
 import type { LoadReport, Reservation } from "./reservation.ts";
+import { dispatchLagMsMax, UnheardEnds } from "./unheard-ends.ts";
 
 /** What a worker is believed to be doing at one moment. */
 export interface WorkerLoad {
-  /** Reservations open, own and peers'. */
+  /** Requests open: reservations, own and peers', less those believed to have ended unheard. */
   readonly openRequests: number;
   /** Time until the engine has computed every prompt placed there, ms. */
   readonly prefillBacklogMs: number;
@@ -17,9 +18,6 @@ export interface WorkerLoad {
   readonly decodingTokensLeft: number;
 }
 
-/** Reservations that no report has confirmed yet are not surplus: reports lag dispatch by this much at most, ms. */
-const dispatchLagMsMax = 50;
-
 /**
  * One worker's reservations in the order in which they were opened, which is the order in which an engine
  * with first-come scheduling computes their prompts.
@@ -28,11 +26,10 @@ export class WorkerBook {
   readonly #open = new Map<string, Reservation>();
   #prefillFreeAt: MonoMs = monoMs(0);
   #report: LoadReport | undefined;
-  #surplusBefore = 0;
-  #reportBeforeAt: MonoMs = monoMs(0);
+  readonly #unheard = new UnheardEnds();
 
-  /** Number of open reservations. */
-  get openCount(): number {
+  /** Number of reservations held, those included that are believed to have ended unheard. */
+  get heldCount(): number {
     return this.#open.size;
   }
 
@@ -57,8 +54,11 @@ export class WorkerBook {
     this.#open.set(reservation.decisionId, reservation);
   }
 
-  /** Removes a reservation; work that it will not do any more moves the later ones forward. */
-  close(decisionId: string, now: MonoMs): Reservation | undefined {
+  /**
+   * Removes a reservation; work that it will not do any more moves the later ones forward. `heard` is false when
+   * nobody has told of its end.
+   */
+  close(decisionId: string, now: MonoMs, heard = true): Reservation | undefined {
     const closed = this.#open.get(decisionId);
     if (closed === undefined) return undefined;
     const undoneMs = Math.min(closed.prefillMs, closed.prefillEndsAt - now);
@@ -73,6 +73,8 @@ export class WorkerBook {
       }
     }
     this.#open.delete(decisionId);
+    if (heard) this.#unheard.heard(now, this.#open.size);
+    else this.#unheard.gaveUp();
     return closed;
   }
 
@@ -82,38 +84,34 @@ export class WorkerBook {
   }
 
   /**
-   * Takes a report. When running + waiting stays below what was open before the report, in two reports in a
-   * row, the oldest surplus has ended without us hearing of it; returns those decision ids for the caller to close.
+   * Takes a report. Returns the ids of reservations that have ended unheard beyond doubt, oldest first, for the caller
+   * to close; `UnheardEnds` has the rule. O(reservations held).
    */
   reconcile(report: LoadReport): string[] {
     const reported = report.running + report.waiting;
-    let openBefore = 0;
+    const mustRun = reported > 0 && reported >= this.#open.size;
+    let held = 0;
+    let heldSurely = 0;
     for (const r of this.#open.values()) {
-      if (r.openedAt + dispatchLagMsMax < report.at) openBefore++;
-      if (reported > 0 && r.hardEndAt < report.at + 30_000 && reported >= this.#open.size) {
-        r.hardEndAt = monoMs(report.at + 30_000);
-      }
+      if (r.openedAt < report.at) held++;
+      if (r.openedAt + dispatchLagMsMax < report.at) heldSurely++;
+      if (mustRun && r.hardEndAt < report.at + 30_000) r.hardEndAt = monoMs(report.at + 30_000);
     }
-    const surplus = Math.max(0, openBefore - reported);
-    const lost: string[] = [];
-    const persistent = Math.min(surplus, this.#surplusBefore);
-    if (persistent > 0) {
-      for (const r of this.#open.values()) {
-        if (lost.length >= persistent || r.openedAt + dispatchLagMsMax >= this.#reportBeforeAt)
-          break;
-        lost.push(r.decisionId);
-      }
-    }
-    this.#surplusBefore = surplus - lost.length;
-    this.#reportBeforeAt = report.at;
     this.#report = report;
-    return lost;
+    const overdue = this.#unheard.reported({ at: report.at, reported, held, heldSurely });
+    const ended: string[] = [];
+    if (overdue.count === 0) return ended;
+    for (const r of this.#open.values()) {
+      if (ended.length >= overdue.count || r.openedAt >= overdue.openedBefore) break;
+      ended.push(r.decisionId);
+    }
+    return ended;
   }
 
   /** Forgets what the engine said; the next report starts a comparison anew. */
   forgetReports(): void {
     this.#report = undefined;
-    this.#surplusBefore = 0;
+    this.#unheard.reset();
   }
 
   /** Ids of reservations past their hard end. */
@@ -123,8 +121,12 @@ export class WorkerBook {
     return ids;
   }
 
-  /** What the worker is believed to do now. O(open reservations). */
+  /**
+   * What the worker is believed to do now. The oldest that decode count as those that ended unheard.
+   * O(reservations held).
+   */
   load(now: MonoMs): WorkerLoad {
+    let unheard = this.#unheard.count;
     let queuedPrefillTokens = 0;
     let decoding = 0;
     let decodingContextTokens = 0;
@@ -136,6 +138,10 @@ export class WorkerBook {
         queuedPrefillTokens += r.uncachedTokens * share;
         continue;
       }
+      if (unheard > 0) {
+        unheard--;
+        continue;
+      }
       const decodeMs = Math.max(1, r.endsAt - r.prefillEndsAt);
       const done = Math.min(1, (now - r.prefillEndsAt) / decodeMs);
       decoding++;
@@ -143,7 +149,7 @@ export class WorkerBook {
       decodingTokensLeft += r.expectedOutputTokens * (1 - done);
     }
     return {
-      openRequests: this.#open.size,
+      openRequests: this.#open.size - this.#unheard.count,
       prefillBacklogMs: Math.max(0, this.#prefillFreeAt - now),
       queuedPrefillTokens: Math.round(queuedPrefillTokens),
       decoding,
