@@ -6,9 +6,19 @@ export interface GrpcStream {
   header(name: string): string | undefined;
   /** Queues one message; its bytes are copied before the call returns. Does nothing after `end`, `reset` or `onClose`. */
   send(message: Uint8Array): void;
-  /** Sends the trailers. `status` is a gRPC status code, default 0 (OK). Later calls do nothing. */
-  end(status?: number, message?: string): void;
-  /** Bytes queued by `send` that flow control still holds back. */
+  /**
+   * Sends the trailers, after everything queued. `status` is a gRPC status code, default 0 (OK); `metadata` are
+   * further trailers, names in lower case, values in visible ASCII. Later calls do nothing.
+   */
+  end(
+    status?: number,
+    message?: string,
+    metadata?: readonly (readonly [name: string, value: string])[],
+  ): void;
+  /**
+   * Bytes queued by `send` that flow control or a full socket still holds back. Above the server's limit the call is
+   * reset, so whoever sends much waits for `onDrain`.
+   */
   readonly queuedBytes: number;
 }
 
@@ -18,6 +28,8 @@ export interface GrpcHandler {
   onMessage(message: Uint8Array): void;
   /** The client will send no more. */
   onHalfClose(): void;
+  /** Everything that `send` had to queue has been written; only called after `queuedBytes` was above 0. */
+  onDrain?(): void;
   /** The call is over: answered in full, reset by the client, refused by the server, or its connection lost. Called once, last. */
   onClose(how: "ended" | "reset" | "connection_lost"): void;
 }
