@@ -62,7 +62,11 @@ export const WorkerConfig = z.strictObject({
     .prefault({ list: ["127.0.0.1:9003"] }),
   /** Tokens per block of the mesh; the default is what the first router says. */
   blockSizeTokens: z.number().int().min(1).max(65_536).optional(),
-  scrapeIntervalMs: z.number().int().min(50).max(60_000).default(500),
+  /**
+   * Time between two looks at the engine. Routers find ends whose records were lost, and engines that stand still, with
+   * the next look.
+   */
+  scrapeIntervalMs: z.number().int().min(50).max(60_000).default(100),
   bounds: z
     .strictObject({
       /** Changed blocks that wait for one router before a snapshot replaces them. */

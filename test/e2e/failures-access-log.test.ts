@@ -10,12 +10,6 @@ import {
 import { eventually, startMesh, type TestMesh } from "../support/mesh.ts";
 import { untilBooksEmpty, workerViews } from "../support/topology.ts";
 
-/**
- * A lost record is made up for by two reports of the engine, so the book is wrong for about two intervals for each. At
- * 6 requests a second and worker, of which 10 % lose theirs, that is 0.2 requests on average here.
- */
-const scrapeIntervalMs = 100;
-
 let mesh: TestMesh;
 let accessLog: LossyAccessLog;
 
@@ -24,7 +18,7 @@ beforeAll(async () => {
   mesh = await startMesh({
     routers: 2,
     engines: 2,
-    settings: { engine: { speedup: 1 }, worker: { scrapeIntervalMs } },
+    settings: { engine: { speedup: 1 } },
   });
   const hotPorts = [0, 1].map((index) => {
     const file = mesh.state.file("config", `router-${index}.json`);
@@ -98,7 +92,11 @@ async function runWithLoss(lossRatio: number) {
   return { outcomes, errors, histogram };
 }
 
-test("with 10 % of the records lost, 98 of 100 looks at the books are within two requests of the truth, and they empty afterwards", async () => {
+/** Share of looks that are further from the truth than `more` requests. */
+const wrongBy = (more: number, errors: readonly number[]): number =>
+  errors.filter((one) => Math.abs(one) > more).length / errors.length;
+
+test("with 10 % of the records lost the books are within two requests of the truth, and they empty afterwards", async () => {
   await eventually("records come through", async () => {
     await mesh.chat({});
     return accessLog.seen > 0;
@@ -111,8 +109,7 @@ test("with 10 % of the records lost, 98 of 100 looks at the books are within two
   );
   expect(accessLog.lost).toBeGreaterThan(5);
   expect(await closedBy("reconciled")).toBeGreaterThan(0);
-  // A look may fall on two lost records and one that is on its way.
-  const within = lossy.errors.filter((one) => Math.abs(one) <= 2).length;
-  expect(within / lossy.errors.length).toBeGreaterThanOrEqual(0.98);
-  expect(Math.max(...lossy.errors.map(Math.abs))).toBeLessThanOrEqual(4);
+  // Answers that end within the 20 ms of Envoy's buffer of each other may make three for a moment, lost or not.
+  expect(wrongBy(2, lossy.errors)).toBeLessThanOrEqual(0.005);
+  expect(Math.max(...lossy.errors.map(Math.abs))).toBeLessThanOrEqual(3);
 });

@@ -163,8 +163,9 @@ function runSeed(seed: number): Fleet {
   fleet.faults = noFaults;
   fleet.time.runUntil(8_100, check);
   const endMs = fleet.time.now + quietWithinMs;
+  // No multiple of the time between two reports: one that is always on its way would look like unrest.
   while (fleet.time.now < endMs && !isQuiet(fleet))
-    fleet.time.runUntil(fleet.time.now + 500, check);
+    fleet.time.runUntil(fleet.time.now + 470, check);
   return fleet;
 }
 
@@ -242,12 +243,13 @@ describe("a mesh on virtual time", () => {
     }
   });
 
-  test("with one access-log record in ten lost books are off by two requests at most but for moments", () => {
+  /** How far the book is from the truth, worker by worker every 50 ms, with this share of the records lost; sorted. */
+  const bookErrors = (accessLogLossRatio: number): number[] => {
     const errors: number[] = [];
     for (const seed of [1, 2, 3]) {
       const fleet = new Fleet(optionsFor(seed, { routers: 1 }));
       plan(fleet, chats(seed, { perSecond: 20, forMs: 20_000 }));
-      fleet.faults = { ...noFaults, accessLogLossRatio: 0.1 };
+      fleet.faults = { ...noFaults, accessLogLossRatio };
       const { book } = fleet.routers[0]!.core;
       for (let at = 1_000; at < 20_000; at += 50) {
         fleet.time.runUntil(at);
@@ -258,12 +260,20 @@ describe("a mesh on virtual time", () => {
       }
       fleet.time.runUntil(40_000);
       expect(book.openCount).toBe(0);
-      expect(fleet.routers[0]!.closedBy.get("reconciled")).toBeGreaterThan(5);
+      const reconciled = fleet.routers[0]!.closedBy.get("reconciled") ?? 0;
+      expect(reconciled > 5).toBe(accessLogLossRatio > 0);
     }
-    errors.sort((a, b) => a - b);
-    // A lost end shows in the second report after it, so at 6 requests a second and engine two may wait at times.
-    expect(errors[Math.floor(errors.length * 0.9)]).toBeLessThanOrEqual(2);
-    expect(errors.at(-1)).toBeLessThanOrEqual(6);
+    return errors.sort((a, b) => a - b);
+  };
+
+  test("with one access-log record in ten lost books are off by two requests at most, as often as with none lost", () => {
+    const [whole, lossy] = [bookErrors(0), bookErrors(0.1)];
+    const at = (errors: readonly number[], q: number) => errors[Math.floor(errors.length * q)];
+    expect(at(lossy, 0.9)).toBeLessThanOrEqual(1);
+    expect(at(lossy, 0.999)).toBeLessThanOrEqual(2);
+    // An end is unknown for the 20 ms of the access log's buffer: three answers that end together within them make three.
+    expect(whole.at(-1)).toBe(3);
+    expect(lossy.at(-1)).toBeLessThanOrEqual(3);
   });
 });
 

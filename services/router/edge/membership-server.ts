@@ -25,7 +25,7 @@ import type {
   MembershipServer,
   SnapshotChunk,
 } from "../../shared/gen/kvmesh/worker/v1/worker.ts";
-import { counterDelta, type EngineCounters } from "../core/load/counter-delta.ts";
+import { CounterWindow, workDone, type EngineCounters } from "../core/load/counter-delta.ts";
 import type { FeedOutcome } from "../core/membership/block-feed.ts";
 import {
   memberKey,
@@ -160,6 +160,7 @@ class JoinStream {
   readonly #deadline: NodeJS.Timeout;
   #member: Member | undefined;
   #counters: EngineCounters | undefined;
+  #window = new CounterWindow();
   #unacked = 0;
   #lastSentUnixUs = 0n;
   #resyncsInARow = 0;
@@ -311,6 +312,7 @@ class JoinStream {
       this.replaced?.(replacedStream);
     }
     this.#counters = undefined;
+    this.#window = new CounterWindow();
     this.#send({ $case: "accepted", value: {} });
     runtimes.learn(facts);
     this.#askForFiles(facts);
@@ -433,17 +435,14 @@ class JoinStream {
   #load(member: Member, sample: LoadSample): void {
     const { core, clock } = this.#d;
     const counters = readCounters(sample);
-    const before = this.#counters;
     this.#counters = counters;
     this.#lastSentUnixUs = sample.sentUnixUs;
-    const delta =
-      before === undefined
-        ? undefined
-        : counterDelta(before, counters, member.facts?.capacityTokens ?? 0);
     const { running, waiting, kvUsageRatio } = sample;
     const ageMs = Number.isFinite(sample.sampleAgeMs) ? Math.max(0, sample.sampleAgeMs) : 0;
     const at = monoMs(clock.now() - ageMs);
-    core.report(member.key, { running, waiting, kvUsageRatio, at }, delta);
+    const delta = this.#window.take(counters, at, member.facts?.capacityTokens ?? 0);
+    const report = { running, waiting, kvUsageRatio, workDone: workDone(counters), at };
+    core.report(member.key, report, delta);
     if (member.facts !== undefined) this.#askForFiles(member.facts);
     this.#ack(member);
   }

@@ -1,4 +1,11 @@
+import type { MonoMs } from "../../../shared/core/ids.ts";
 import type { CounterDelta } from "./worker-model.ts";
+
+/**
+ * Shortest time whose counters teach, ms. In a shorter one an engine finishes no request or makes few steps, which
+ * says little of their means.
+ */
+const windowMsMin = 450;
 
 /** An engine's counters at one moment; they count from the engine's start. */
 export interface EngineCounters {
@@ -38,6 +45,24 @@ export function counterDelta(
     finished,
     generatedTokens: generated,
   };
+}
+
+/** Joins reports that come in short intervals to intervals long enough to learn from. */
+export class CounterWindow {
+  #from: { readonly counters: EngineCounters; readonly at: MonoMs } | undefined;
+
+  /** Takes the counters of a report; gives what the engine did since the interval began when that is long enough. */
+  take(counters: EngineCounters, at: MonoMs, capacityTokens: number): CounterDelta | undefined {
+    const from = this.#from;
+    if (from !== undefined && at - from.at < windowMsMin) return undefined;
+    this.#from = { counters, at };
+    return from === undefined ? undefined : counterDelta(from.counters, counters, capacityTokens);
+  }
+}
+
+/** Tokens and requests that the engine has done since its start: grows whenever it makes progress. */
+export function workDone(counters: EngineCounters): number {
+  return counters.promptTokens + counters.generatedTokens + counters.finishedRequests;
 }
 
 /** Share of looked-up tokens that the engine found in its cache since its start; 0 before any. */

@@ -33,6 +33,8 @@ export interface LoadReport {
   readonly waiting: number;
   /** 0 to 1. */
   readonly kvUsageRatio: number;
+  /** What it has done since its start, see `workDone`; absent when its counters are not known. */
+  readonly workDone?: number;
   /** When the engine was in that state, this process's clock. */
   readonly at: MonoMs;
 }

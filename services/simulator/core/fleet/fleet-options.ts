@@ -19,14 +19,14 @@ export interface FleetDelays {
   readonly peerMs: readonly [number, number];
 }
 
-/** Delays of one machine as measured: event batches, 20 ms of access-log buffering, a reading twice a second. */
+/** Delays of one machine as measured: event batches, 20 ms of access-log buffering, ten readings a second. */
 export const defaultDelays: FleetDelays = {
   placeMs: 1,
   dispatchMs: 1,
   eventMs: [5, 10],
   joinMs: 0.5,
   accessLogMs: 20,
-  reportEveryMs: 500,
+  reportEveryMs: 100,
   peerMs: [1, 3],
 };
 

@@ -1,4 +1,4 @@
-import { counterDelta, type EngineCounters } from "../../../router/core/load/counter-delta.ts";
+import { CounterWindow, workDone } from "../../../router/core/load/counter-delta.ts";
 import type { MemberFacts } from "../../../router/core/membership/member.ts";
 import {
   RouterCore,
@@ -24,7 +24,7 @@ export interface JoinFacts {
 interface Call {
   readonly reply: (input: JoinInput) => void;
   key: WorkerId | undefined;
-  counters: EngineCounters | undefined;
+  readonly window: CounterWindow;
 }
 
 /** How often a router ends what has run out, ms. */
@@ -77,7 +77,7 @@ export class FleetRouter {
 
   /** A worker has dialled. */
   opened(call: number, reply: (input: JoinInput) => void): void {
-    this.#calls.set(call, { reply, key: undefined, counters: undefined });
+    this.#calls.set(call, { reply, key: undefined, window: new CounterWindow() });
     reply({
       kind: "challenge",
       challenge: {
@@ -204,14 +204,12 @@ export class FleetRouter {
       }
       case "load": {
         const { sample, sampleAgeMs } = output;
-        const before = call.counters;
-        call.counters = sample;
         const capacityTokens = this.core.members.get(key)?.facts?.capacityTokens ?? 0;
-        const delta =
-          before === undefined ? undefined : counterDelta(before, sample, capacityTokens);
         const { running, waiting, kvUsageRatio } = sample;
         const at = monoMs(now - sampleAgeMs);
-        this.core.report(key, { running, waiting, kvUsageRatio, at }, delta);
+        const delta = call.window.take(sample, at, capacityTokens);
+        const report = { running, waiting, kvUsageRatio, workDone: workDone(sample), at };
+        this.core.report(key, report, delta);
         this.#ack(call, key);
         return;
       }
