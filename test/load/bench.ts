@@ -11,8 +11,9 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
     file: "router-bench.ts",
     about:
       "CPU per request, decision times and memory of a router under ext_proc traffic, beside two references\n" +
-      "  --members 8  --rounds 5  --seconds 3  --sizes 4,64,220,512 (KB)  --modes buffered,duplex\n" +
-      "  --rate-scale 1  --no-references  --baseline <other checkout>  --profile  --top 20  --json",
+      "  --members 8  --large 1000  --rounds 5  --text 2 (MB)  --concurrency 16  --sizes 4,64,220,512 (KB)\n" +
+      "  --modes buffered,duplex  --no-references  --no-latency  --baseline <other checkout>\n" +
+      "  --profile  --top 20  --readme  --json",
   },
   index: {
     file: "kv-index-bench.ts",

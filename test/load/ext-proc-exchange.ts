@@ -1,16 +1,9 @@
-import type { ExternalProcessorClient } from "../../services/shared/gen/envoy/service/ext_proc/v3/external_processor.ts";
-import type {
-  ProcessingRequest,
-  ProcessingResponse,
-} from "../../services/shared/gen/envoy/service/ext_proc/v3/external_processor.ts";
+import { ProcessingResponse } from "../../services/shared/gen/envoy/service/ext_proc/v3/external_processor.ts";
+import { bodyMessages, headersMessage, type ExchangeMode } from "./ext-proc-messages.ts";
+import type { LeanGrpcConnection } from "./lean-grpc-client.ts";
 
-/** How the body is sent, as Envoy's filter is configured. */
-export type ExchangeMode = "buffered" | "duplex";
-
-/** Numbers of ProcessingMode.BodySendMode. */
-const sendModes = { buffered: 2, duplex: 4 } as const;
-/** What Envoy reads from a connection at once, bytes; a streamed body comes in pieces of this size. */
-const pieceBytes = 16_384;
+/** Method of the filter's stream. */
+export const extProcMethod = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
 
 /** What one exchange gave. */
 export interface ExchangeOutcome {
@@ -21,125 +14,87 @@ export interface ExchangeOutcome {
   readonly metadata: ProcessingResponse["dynamicMetadata"];
 }
 
-function headers(size: number, requestId: string): ProcessingRequest {
-  const list: readonly (readonly [string, string])[] = [
-    [":authority", "gateway.example:10000"],
-    [":path", "/v1/chat/completions"],
-    [":method", "POST"],
-    [":scheme", "http"],
-    ["content-type", "application/json"],
-    ["content-length", size.toString()],
-    ["authorization", "Bearer not-a-secret"],
-    ["user-agent", "openai-node/5.1.0"],
-    ["accept", "application/json"],
-    ["x-forwarded-proto", "http"],
-    ["x-request-id", requestId],
-    ["x-kvmesh-pool", "pool-default"],
-  ];
-  return {
-    request: {
-      $case: "requestHeaders",
-      value: {
-        headers: {
-          headers: list.map(([key, value]) => ({ key, value: "", rawValue: Buffer.from(value) })),
-        },
-        endOfStream: false,
-      },
-    },
-    metadataContext: undefined,
-    attributes: {},
-    observabilityMode: false,
-    protocolConfig: undefined,
-  };
+/** What Envoy reads from a connection at once, bytes; a streamed body comes in pieces of this size. */
+const pieceBytes = 16_384;
+
+/** A request whose messages are ready to be sent. */
+export interface PreparedExchange {
+  readonly bodyBytes: number;
+  /** The body as one message with gRPC's prefix, in parts. */
+  readonly buffered: readonly Buffer[];
+  /** The body as pieces, each a message with its prefix. */
+  readonly pieces: readonly Buffer[];
 }
 
-function bodyPart(body: Buffer, endOfStream: boolean): ProcessingRequest {
+/** Makes the messages of a body. The body itself is not copied. */
+export function prepareExchange(body: Buffer): PreparedExchange {
   return {
-    request: {
-      $case: "requestBody",
-      value: { body, endOfStream, endOfStreamWithoutMessage: false, grpcMessageCompressed: false },
-    },
-    metadataContext: undefined,
-    attributes: {},
-    observabilityMode: false,
-    protocolConfig: undefined,
+    bodyBytes: body.length,
+    buffered: bodyMessages(body, body.length),
+    pieces: bodyMessages(body, pieceBytes),
   };
 }
 
 /**
- * One HTTP request as Envoy's filter tells it to a processor; resolves when the stream has ended. Rejects for an
- * immediate answer, a failed stream, an answer of the wrong kind, or a body that did not come back whole.
+ * One HTTP request as Envoy's filter tells it to a processor, over the lean client; resolves when the stream has ended.
+ * Rejects for an immediate answer, a failed stream, an answer of the wrong kind, or a body that did not come back whole.
  */
 export function exchange(
-  client: ExternalProcessorClient,
+  connection: LeanGrpcConnection,
   mode: ExchangeMode,
-  body: Buffer,
+  prepared: PreparedExchange,
   requestId: string,
 ): Promise<ExchangeOutcome> {
   return new Promise((resolve, reject) => {
-    const call = client.process({ deadline: Date.now() + 30_000 });
     const startedAt = performance.now();
     let writtenAt = Number.NaN;
     let decidedAt = Number.NaN;
     let metadata: ProcessingResponse["dynamicMetadata"];
     let echoed = 0;
     let failure: string | undefined;
-    const decided = (response: ProcessingResponse): void => {
-      decidedAt = performance.now();
-      metadata = response.dynamicMetadata;
-    };
-    call.on("data", (answer: ProcessingResponse) => {
-      const { response } = answer;
-      if (response?.$case === "requestHeaders") {
-        if (mode === "duplex") decided(answer);
-        else {
-          call.write(bodyPart(body, true));
+    const call = connection.call({
+      onMessage: (message) => {
+        const answer = ProcessingResponse.decode(message);
+        const { response } = answer;
+        if (response?.$case === "requestHeaders" && mode === "buffered") {
+          connection.send(call, prepared.buffered, false);
           writtenAt = performance.now();
-        }
-      } else if (response?.$case === "requestBody") {
-        if (mode === "buffered") {
-          decided(answer);
-          call.end();
-        } else {
+        } else if (response?.$case === "requestHeaders" || response?.$case === "requestBody") {
+          if (Number.isNaN(decidedAt)) {
+            decidedAt = performance.now();
+            metadata = answer.dynamicMetadata;
+          }
+          if (response.$case === "requestHeaders") return;
+          if (mode === "buffered") {
+            connection.send(call, [], true);
+            return;
+          }
           const mutation = response.value.response?.bodyMutation?.mutation;
           if (mutation?.$case !== "streamedResponse") failure = "a body answer without a piece";
           else {
             echoed += mutation.value.body.length;
-            if (mutation.value.endOfStream) call.end();
+            if (mutation.value.endOfStream) connection.send(call, [], true);
           }
+        } else if (response?.$case === "immediateResponse") {
+          failure = `refused: ${response.value.body.toString()}`;
+        } else failure = `unexpected answer ${response?.$case ?? "without a part"}`;
+      },
+      onEnd: (error) => {
+        failure ??= error;
+        if (failure === undefined && Number.isNaN(decidedAt)) failure = "ended without an answer";
+        if (mode === "duplex" && failure === undefined && echoed !== prepared.bodyBytes) {
+          failure = `${echoed.toString()} of ${prepared.bodyBytes.toString()} bytes came back`;
         }
-      } else if (response?.$case === "immediateResponse") {
-        failure = `refused: ${response.value.body.toString()}`;
-      } else failure = `unexpected answer ${response?.$case ?? "without a part"}`;
-    });
-    call.on("error", (error: Error) => {
-      reject(error);
-    });
-    call.on("end", () => {
-      if (failure === undefined && Number.isNaN(decidedAt)) failure = "ended without an answer";
-      if (mode === "duplex" && failure === undefined && echoed !== body.length) {
-        failure = `${echoed.toString()} of ${body.length.toString()} bytes came back`;
-      }
-      if (failure !== undefined) reject(new Error(failure));
-      else {
-        const endedAt = performance.now();
-        resolve({ decisionMs: decidedAt - writtenAt, exchangeMs: endedAt - startedAt, metadata });
-      }
-    });
-    const first = headers(body.length, requestId);
-    call.write({
-      ...first,
-      protocolConfig: {
-        requestBodyMode: sendModes[mode],
-        responseBodyMode: 0,
-        sendBodyWithoutWaitingForHeaderResponse: mode === "duplex",
+        if (failure !== undefined) reject(new Error(failure));
+        else {
+          const endedAt = performance.now();
+          resolve({ decisionMs: decidedAt - writtenAt, exchangeMs: endedAt - startedAt, metadata });
+        }
       },
     });
+    connection.send(call, headersMessage(mode, prepared.bodyBytes, requestId), false);
     if (mode === "buffered") return;
-    for (let at = 0; at < body.length; at += pieceBytes) {
-      const end = at + pieceBytes;
-      call.write(bodyPart(body.subarray(at, end), end >= body.length));
-    }
+    connection.send(call, prepared.pieces, false);
     writtenAt = performance.now();
   });
 }

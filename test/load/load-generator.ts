@@ -6,18 +6,23 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { credentials } from "@grpc/grpc-js";
 import { hashBlocks, hashRoot } from "../../services/shared/core/block-hash.ts";
 import { ChatTemplate } from "../../services/shared/core/chat-template.ts";
 import { SeededRandom } from "../../services/shared/core/random.ts";
 import { FusedBpe } from "../../services/shared/core/tokenizer/fused-bpe.ts";
 import { parseTokenizerJson } from "../../services/shared/core/tokenizer/tokenizer-json.ts";
 import { loadKeys } from "../../services/shared/edge/keys.ts";
-import { ExternalProcessorClient } from "../../services/shared/gen/envoy/service/ext_proc/v3/external_processor.ts";
 import { AccessRecords } from "./access-records.ts";
 import { benchModel, ChatPrompts } from "./chat-prompts.ts";
-import { exchange, type ExchangeMode } from "./ext-proc-exchange.ts";
+import {
+  exchange,
+  extProcMethod,
+  prepareExchange,
+  type PreparedExchange,
+} from "./ext-proc-exchange.ts";
+import type { ExchangeMode } from "./ext-proc-messages.ts";
 import { repositoryRoot } from "./figures.ts";
+import { LeanGrpcConnection } from "./lean-grpc-client.ts";
 import { NaturalText } from "./natural-text.ts";
 import { blockSizeTokens } from "./router-process.ts";
 import { modelFolder, modelTokens, readChatTemplate } from "./scripted-members.ts";
@@ -40,13 +45,20 @@ export interface Prepared {
   readonly textWraps: number;
 }
 
-/** Sends the first `count` prepared prompts at random times, `perSecond` on average, whatever the answers do. */
+/** How requests follow each other. */
+export type Arrivals =
+  /** So many are under way at any time; the next begins when one ends. */
+  | { readonly kind: "closed"; readonly concurrency: number }
+  /** At random times, so many a second on average, whatever the answers do. */
+  | { readonly kind: "open"; readonly perSecond: number };
+
+/** Sends the first `count` prepared prompts. */
 export interface RunOrder {
   readonly kind: "run";
   readonly target: string;
   readonly mode: ExchangeMode;
   readonly count: number;
-  readonly perSecond: number;
+  readonly arrivals: Arrivals;
   /** Whether the target is a router: it gets access-log records, and its members get blocks. */
   readonly isRouter: boolean;
 }
@@ -58,8 +70,10 @@ export interface RunResult {
   readonly failures: number;
   /** Text of the first failure. */
   readonly failure: string;
-  /** How far the sending times lagged behind the plan at worst, ms. */
+  /** How far the sending times lagged behind the plan at worst, ms; 0 in a closed loop. */
   readonly lagMsMax: number;
+  /** From the first request to the end of the last, ms. */
+  readonly elapsedMs: number;
   readonly decisionMs: readonly number[];
   readonly exchangeMs: readonly number[];
 }
@@ -71,20 +85,13 @@ export interface Served {
 }
 
 interface Job {
-  readonly body: Buffer;
+  readonly prepared: PreparedExchange;
   readonly hashes: Uint32Array;
 }
 
 /** Envoy opens one connection for each of its worker threads; two is its usual number on small machines. */
 const connectionCount = 2;
 const servedIntervalMs = 50;
-/** No keepalive: a busy machine's pauses are to be measured, not to break connections. */
-const channelOptions = {
-  "grpc.max_receive_message_length": 64 * 1024 * 1024,
-  "grpc-node.flow_control_window": 4 * 1024 * 1024,
-  "grpc.use_local_subchannel_pool": 1,
-};
-
 const [keysFile = ""] = process.argv.slice(2);
 const root = hashRoot(loadKeys(keysFile).hashSeed, { model: benchModel });
 const tokenizer = new FusedBpe(
@@ -94,7 +101,7 @@ const template = new ChatTemplate(readChatTemplate(), modelTokens);
 const text = new NaturalText(join(repositoryRoot, "node_modules"), 1);
 const sources = new Map<number, ChatPrompts>();
 const random = new SeededRandom(2);
-const clients = new Map<string, readonly ExternalProcessorClient[]>();
+const connections = new Map<string, readonly LeanGrpcConnection[]>();
 let jobs: Job[] = [];
 let requests = 0;
 
@@ -112,26 +119,56 @@ function prepare({ bodyBytes, count }: PrepareOrder): Prepared {
     sums.unseenBytes += prompt.unseenBytes;
     sums.sharingCount += Number(prompt.sharesPrefix);
     const ids = tokenizer.encode(template.render(prompt.turns, { addGenerationPrompt: true }));
-    jobs.push({ body: prompt.body, hashes: hashBlocks(root, ids, blockSizeTokens) });
+    jobs.push({
+      prepared: prepareExchange(prompt.body),
+      hashes: hashBlocks(root, ids, blockSizeTokens),
+    });
   }
   return { kind: "prepared", count, ...sums, textWraps: text.wraps };
 }
 
-function clientsOf(target: string): readonly ExternalProcessorClient[] {
-  let list = clients.get(target);
+async function connectionsTo(target: string): Promise<readonly LeanGrpcConnection[]> {
+  let list = connections.get(target);
   if (list === undefined) {
-    list = Array.from(
-      { length: connectionCount },
-      () => new ExternalProcessorClient(target, credentials.createInsecure(), channelOptions),
+    list = await Promise.all(
+      Array.from({ length: connectionCount }, () => LeanGrpcConnection.open(target, extProcMethod)),
     );
-    clients.set(target, list);
+    connections.set(target, list);
   }
   return list;
 }
 
+/** Runs `send` for every job as the order says; returns how late the worst one was, ms. */
+async function follow(
+  arrivals: Arrivals,
+  list: readonly Job[],
+  send: (job: Job) => Promise<void>,
+): Promise<number> {
+  if (arrivals.kind === "closed") {
+    const rest = list.values();
+    const worker = async (): Promise<void> => {
+      for (const job of rest) await send(job);
+    };
+    await Promise.all(Array.from({ length: arrivals.concurrency }, worker));
+    return 0;
+  }
+  let lagMsMax = 0;
+  const open: Promise<void>[] = [];
+  let at = performance.now();
+  for (const job of list) {
+    at += (-Math.log(1 - random.next()) * 1_000) / arrivals.perSecond;
+    const wait = at - performance.now();
+    if (wait > 1) await sleep(wait);
+    else lagMsMax = Math.max(lagMsMax, -wait);
+    open.push(send(job));
+  }
+  await Promise.all(open);
+  return lagMsMax;
+}
+
 async function run(order: RunOrder): Promise<RunResult> {
-  const { target, mode, perSecond, isRouter } = order;
-  const list = clientsOf(target);
+  const { target, mode, isRouter } = order;
+  const list = await connectionsTo(target);
   const records = isRouter ? new AccessRecords(target) : undefined;
   let served: { worker: string; hashes: Uint32Array }[] = [];
   const tell = (): void => {
@@ -143,13 +180,12 @@ async function run(order: RunOrder): Promise<RunResult> {
   const exchangeMs: number[] = [];
   let failures = 0;
   let failure = "";
-  let lagMsMax = 0;
 
   const send = async (job: Job): Promise<void> => {
     const requestId = `bench-${(++requests).toString()}`;
-    const client = list[requests % list.length] as ExternalProcessorClient;
+    const connection = list[requests % list.length] as LeanGrpcConnection;
     try {
-      const outcome = await exchange(client, mode, job.body, requestId);
+      const outcome = await exchange(connection, mode, job.prepared, requestId);
       decisionMs.push(outcome.decisionMs);
       exchangeMs.push(outcome.exchangeMs);
       if (records === undefined || outcome.metadata === undefined) return;
@@ -162,16 +198,9 @@ async function run(order: RunOrder): Promise<RunResult> {
     }
   };
 
-  const open: Promise<void>[] = [];
-  let at = performance.now();
-  for (const job of jobs.slice(0, order.count)) {
-    at += (-Math.log(1 - random.next()) * 1_000) / perSecond;
-    const wait = at - performance.now();
-    if (wait > 0) await sleep(wait);
-    else lagMsMax = Math.max(lagMsMax, -wait);
-    open.push(send(job));
-  }
-  await Promise.all(open);
+  const startedAt = performance.now();
+  const lagMsMax = await follow(order.arrivals, jobs.slice(0, order.count), send);
+  const elapsedMs = performance.now() - startedAt;
   clearInterval(teller);
   tell();
   if (records !== undefined) {
@@ -180,7 +209,7 @@ async function run(order: RunOrder): Promise<RunResult> {
     records.close();
   }
   const answered = decisionMs.length;
-  return { kind: "ran", answered, failures, failure, lagMsMax, decisionMs, exchangeMs };
+  return { kind: "ran", answered, failures, failure, lagMsMax, elapsedMs, decisionMs, exchangeMs };
 }
 
 process.on("message", (order: PrepareOrder | RunOrder) => {

@@ -9,7 +9,7 @@ import { parseArgs } from "node:util";
 import { formatRatio, textTable } from "../../services/cli/core/text-table.ts";
 import { BenchChild } from "./child-process.ts";
 import { readSelfTimes } from "./cpu-profile.ts";
-import type { ExchangeMode } from "./ext-proc-exchange.ts";
+import type { ExchangeMode } from "./ext-proc-messages.ts";
 import {
   describeMachine,
   machineFacts,
@@ -18,81 +18,55 @@ import {
   repositoryRoot,
   shown,
 } from "./figures.ts";
-import type { Prepared, PrepareOrder, RunOrder, RunResult, Served } from "./load-generator.ts";
+import type {
+  Arrivals,
+  Prepared,
+  PrepareOrder,
+  RunOrder,
+  RunResult,
+  Served,
+} from "./load-generator.ts";
 import { cpuMs, cpuSource, residentBytes } from "./process-figures.ts";
-import { addBuckets, bucketQuantile, type Buckets } from "./router-metrics.ts";
+import { Cell, type CellReport, type Mesh, type Target, type TargetName } from "./router-cells.ts";
+import type { Buckets } from "./router-metrics.ts";
 import { RouterProcess } from "./router-process.ts";
+import { disturbances, ratios } from "./router-verdict.ts";
 import { ScriptedMembers } from "./scripted-members.ts";
+import { writeBenchTable } from "./readme-table.ts";
 
 const options = parseArgs({
   options: {
     members: { type: "string", default: "8" },
+    large: { type: "string", default: "1000" },
     rounds: { type: "string", default: "5" },
-    seconds: { type: "string", default: "3" },
+    text: { type: "string", default: "2" },
+    concurrency: { type: "string", default: "16" },
     sizes: { type: "string", default: "4,64,220,512" },
     modes: { type: "string", default: "buffered,duplex" },
-    "rate-scale": { type: "string", default: "1" },
     "no-references": { type: "boolean", default: false },
+    "no-latency": { type: "boolean", default: false },
     baseline: { type: "string", default: "" },
     top: { type: "string", default: "20" },
     profile: { type: "boolean", default: false },
+    readme: { type: "boolean", default: false },
     json: { type: "boolean", default: false },
   },
 }).values;
 
-/** Requests a second by body size, KB: enough to measure, few enough that nothing queues. */
-const ratesPerSecond: Readonly<Record<number, number>> = { 4: 200, 64: 60, 220: 20, 512: 8 };
-/** The stock pipeline is slower: at the router's rate it would queue. */
-const stockPerSecond = 10;
+/** The share of a request's bytes that nobody has seen, about; fixes how many requests a text budget gives. */
+const unseenShare = 0.2;
+/** Requests of one cell and round at least, so that start and end of a round weigh little; and at most. */
+const requestsMin = 24;
+const requestsMax = 1_500;
+/** The stock pipeline takes tens of milliseconds a request. */
+const stockRequestsMax = 40;
 const stockSizeKb = 64;
+/** The size at which a large fleet is compared with a small one. */
+const largeSizeKb = 4;
+const latencySizeKb = 64;
+const latencyRounds = 5;
 const idleSeconds = 2;
 const decisionMetric = "kvmesh_router_decision_duration_seconds";
-
-type TargetName = "router" | "baseline" | "empty" | "stock";
-
-interface Target {
-  readonly name: TargetName;
-  readonly address: string;
-  readonly pid: number;
-  /** For routers. */
-  readonly mesh: Mesh | undefined;
-}
-
-/** A router and its members. */
-interface Mesh {
-  readonly router: RouterProcess;
-  readonly members: ScriptedMembers;
-}
-
-/** One row of the report while it is measured. */
-interface Cell {
-  readonly target: Target;
-  readonly mode: ExchangeMode;
-  readonly sizeKb: number;
-  readonly cpuUs: number[];
-  readonly decisionMs: number[];
-  readonly exchangeMs: number[];
-  readonly ownBuckets: Map<number, number>;
-  lagMsMax: number;
-}
-
-/** One row of the report. */
-interface CellReport {
-  readonly target: TargetName;
-  readonly mode: ExchangeMode;
-  readonly sizeKb: number;
-  readonly requests: number;
-  readonly cpuUsPerRequest: number;
-  readonly cpuUsByRound: readonly number[];
-  readonly decisionMsP50: number;
-  readonly decisionMsP99: number;
-  readonly exchangeMsP50: number;
-  readonly exchangeMsP99: number;
-  /** From the router's own histogram; NaN for references. */
-  readonly ownDecisionMsP50: number;
-  readonly ownDecisionMsP99: number;
-  readonly lagMsMax: number;
-}
 
 function positive(name: string, text: string): number {
   const value = Number(text);
@@ -109,8 +83,9 @@ function readModes(text: string): ExchangeMode[] {
 
 const membersCount = positive("members", options.members);
 const rounds = positive("rounds", options.rounds);
-const seconds = positive("seconds", options.seconds);
-const rateScale = positive("rate-scale", options["rate-scale"]);
+const textMbPerCell = positive("text", options.text);
+const concurrency = positive("concurrency", options.concurrency);
+const largeCount = Number(options.large);
 const modes = readModes(options.modes);
 const sizesKb = options.sizes.split(",").map((text) => positive("sizes", text));
 
@@ -122,28 +97,32 @@ const profilerArgs =
 
 async function startMesh(
   root: string,
+  count: number,
   nodeArgs: readonly string[],
   keysFile?: string,
 ): Promise<Mesh> {
-  const membersMax = Math.max(64, membersCount);
+  const membersMax = Math.max(64, count);
   const router = await RouterProcess.start({ membersMax, root, nodeArgs, keysFile });
   const target = `127.0.0.1:${router.ports.control.toString()}`;
-  const members = await ScriptedMembers.join({ count: membersCount, target, keys: router.keys });
+  const members = await ScriptedMembers.join({ count, target, keys: router.keys });
   await router.untilServing();
   return { router, members };
 }
 
-function targetOf(name: "router" | "baseline", mesh: Mesh): Target {
+function targetOf(name: TargetName, mesh: Mesh): Target {
   const address = `127.0.0.1:${mesh.router.ports.hot.toString()}`;
   return { name, address, pid: mesh.router.pid, mesh };
 }
 
-const mesh = await startMesh(repositoryRoot, profilerArgs);
+const mesh = await startMesh(repositoryRoot, membersCount, profilerArgs);
 const { router } = mesh;
 const routers = [targetOf("router", mesh)];
 if (options.baseline !== "") {
-  const other = await startMesh(resolve(options.baseline), [], router.keysFile);
+  const other = await startMesh(resolve(options.baseline), membersCount, [], router.keysFile);
   routers.push(targetOf("baseline", other));
+}
+if (largeCount > 0 && sizesKb.includes(largeSizeKb)) {
+  routers.push(targetOf("large", await startMesh(repositoryRoot, largeCount, [], router.keysFile)));
 }
 
 let servedBy: Mesh | undefined;
@@ -182,28 +161,18 @@ for (const sizeKb of sizesKb) {
     for (const target of [...routers, ...references.map((reference) => reference.target)]) {
       if (target.mesh === undefined && mode !== "buffered") continue;
       if (target.name === "stock" && sizeKb !== stockSizeKb) continue;
-      cells.push({
-        target,
-        mode,
-        sizeKb,
-        cpuUs: [],
-        decisionMs: [],
-        exchangeMs: [],
-        ownBuckets: new Map(),
-        lagMsMax: 0,
-      });
+      if (target.name === "large" && (sizeKb !== largeSizeKb || mode !== "buffered")) continue;
+      cells.push(new Cell(target, mode, sizeKb));
     }
   }
 }
 
-function rateOf(sizeKb: number): number {
-  return rateScale * (ratesPerSecond[sizeKb] ?? Math.max(1, 4_000 / sizeKb));
-}
-
 const text = { bytes: 0, unseenBytes: 0, prompts: 0, sharing: 0, wraps: 0 };
 
-async function prepare(sizeKb: number, forSeconds: number): Promise<number> {
-  const count = Math.max(4, Math.round(rateOf(sizeKb) * forSeconds));
+/** Makes prompts that use up about `megabytes` of text; returns how many. */
+async function prepare(sizeKb: number, megabytes: number): Promise<number> {
+  const wanted = Math.round((megabytes * 1e6) / (sizeKb * 1_024 * unseenShare));
+  const count = Math.max(requestsMin, Math.min(requestsMax, wanted));
   const order: PrepareOrder = { kind: "prepare", bodyBytes: sizeKb * 1_024, count };
   const prepared = await generator.ask<Prepared>(order, "prepared");
   text.bytes += prepared.bytes;
@@ -214,86 +183,94 @@ async function prepare(sizeKb: number, forSeconds: number): Promise<number> {
   return count;
 }
 
-async function runCell(
-  cell: Cell,
-  prepared: number,
-  forSeconds: number,
-  counts: boolean,
-): Promise<void> {
-  const { target, mode, sizeKb } = cell;
+async function send(
+  target: Target,
+  mode: ExchangeMode,
+  count: number,
+  arrivals: Arrivals,
+): Promise<RunResult> {
   servedBy = target.mesh;
-  const perSecond = target.name === "stock" ? stockPerSecond * rateScale : rateOf(sizeKb);
-  const count = Math.min(prepared, Math.max(4, Math.round(perSecond * forSeconds)));
   const order: RunOrder = {
     kind: "run",
     target: target.address,
     mode,
     count,
-    perSecond,
+    arrivals,
     isRouter: target.mesh !== undefined,
   };
+  const result = await generator.ask<RunResult>(order, "ran");
+  if (result.failures > 0) {
+    throw new Error(
+      `${target.name} ${mode}: ${result.failures.toString()} of ${count.toString()} requests failed, ` +
+        `first: ${result.failure}`,
+    );
+  }
+  return result;
+}
+
+async function runCell(cell: Cell, prepared: number, counts: boolean): Promise<void> {
+  const { target, mode } = cell;
+  const count = target.name === "stock" ? Math.min(prepared, stockRequestsMax) : prepared;
   const noBuckets: Buckets = new Map();
   const scrape = async (): Promise<Buckets> =>
     (await target.mesh?.router.metrics())?.buckets(decisionMetric) ?? noBuckets;
   const before = await scrape();
   const startMs = cpuMs(target.pid);
-  const result = await generator.ask<RunResult>(order, "ran");
+  const result = await send(target, mode, count, { kind: "closed", concurrency });
   const usedMs = cpuMs(target.pid) - startMs;
-  const after = await scrape();
-  if (result.failures > 0) {
-    throw new Error(
-      `${target.name} ${mode} ${sizeKb.toString()} KB: ${result.failures.toString()} of ` +
-        `${count.toString()} requests failed, first: ${result.failure}`,
-    );
-  }
-  if (!counts) return;
-  cell.cpuUs.push((usedMs * 1_000) / result.answered);
-  cell.decisionMs.push(...result.decisionMs);
-  cell.exchangeMs.push(...result.exchangeMs);
-  cell.lagMsMax = Math.max(cell.lagMsMax, result.lagMsMax);
-  addBuckets(cell.ownBuckets, before, after);
+  if (counts) cell.add(result, usedMs, before, await scrape());
 }
 
 /** All cells once: each size and mode gets prompts of its own, which all its targets are sent. */
-async function runRound(forSeconds: number, counts: boolean): Promise<void> {
+async function runRound(megabytes: number, counts: boolean): Promise<void> {
   for (const sizeKb of sizesKb) {
     for (const mode of modes) {
-      const prepared = await prepare(sizeKb, forSeconds);
+      const prepared = await prepare(sizeKb, megabytes);
       for (const cell of cells) {
         if (cell.sizeKb !== sizeKb || cell.mode !== mode) continue;
-        await runCell(cell, prepared, forSeconds, counts);
+        await runCell(cell, prepared, counts);
       }
     }
   }
 }
 
-function report(cell: Cell): CellReport {
-  return {
-    target: cell.target.name,
-    mode: cell.mode,
-    sizeKb: cell.sizeKb,
-    requests: cell.decisionMs.length,
-    cpuUsPerRequest: median(cell.cpuUs),
-    cpuUsByRound: cell.cpuUs.map(Math.round),
-    decisionMsP50: median(cell.decisionMs),
-    decisionMsP99: quantile(cell.decisionMs, 0.99),
-    exchangeMsP50: median(cell.exchangeMs),
-    exchangeMsP99: quantile(cell.exchangeMs, 0.99),
-    ownDecisionMsP50: 1_000 * bucketQuantile(cell.ownBuckets, 0.5),
-    ownDecisionMsP99: 1_000 * bucketQuantile(cell.ownBuckets, 0.99),
-    lagMsMax: cell.lagMsMax,
-  };
+/** Decision times at half of what the closed loop reached: median over all rounds, p99 of the best. */
+async function decisionsAtHalfLoad(
+  perSecondMax: number,
+): Promise<{ perSecond: number; msP50: number; msP99: number; lagMsMax: number }> {
+  const [target] = routers;
+  if (target === undefined) throw new Error("no router");
+  const all: number[] = [];
+  const tails: number[] = [];
+  let lagMsMax = 0;
+  const perSecond = perSecondMax / 2;
+  for (let round = 0; round < latencyRounds; round++) {
+    const count = await prepare(latencySizeKb, 2 * textMbPerCell);
+    const result = await send(target, "buffered", count, { kind: "open", perSecond });
+    all.push(...result.decisionMs);
+    tails.push(quantile(result.decisionMs, 0.99));
+    lagMsMax = Math.max(lagMsMax, result.lagMsMax);
+  }
+  return { perSecond, msP50: median(all), msP99: Math.min(...tails), lagMsMax };
 }
 
 const before = machineFacts();
-await runRound(1, false);
+await runRound(textMbPerCell / 2, false);
 await sleep(500);
 const idleStartMs = cpuMs(router.pid);
 await sleep(idleSeconds * 1_000);
 const idleMsPerSecond = (cpuMs(router.pid) - idleStartMs) / idleSeconds;
 const measuredSinceUs = Number(process.hrtime.bigint() / 1_000n);
-for (let round = 0; round < rounds; round++) await runRound(seconds, true);
+for (let round = 0; round < rounds; round++) await runRound(textMbPerCell, true);
 const measuredUntilUs = Number(process.hrtime.bigint() / 1_000n);
+const reports = cells.map((cell) => cell.report());
+const fastest = reports.find(
+  (c) => c.target === "router" && c.mode === "buffered" && c.sizeKb === latencySizeKb,
+);
+const halfLoad =
+  options["no-latency"] || fastest === undefined
+    ? undefined
+    : await decisionsAtHalfLoad(fastest.perSecond);
 
 const metrics = await router.metrics();
 const hits = metrics.total("kvmesh_router_prefix_hit_ratio_sum");
@@ -305,15 +282,17 @@ const result = {
   cpuSource: cpuSource(router.pid),
   members: membersCount,
   rounds,
-  seconds,
-  rateScale,
+  concurrency,
   text: {
     prompts: text.prompts,
     sharingShare: text.sharing / text.prompts,
     unseenShare: text.unseenBytes / text.bytes,
     wraps: text.wraps,
   },
-  cells: cells.map(report),
+  cells: reports,
+  ratios: ratios(reports, { large: largeCount, few: membersCount }),
+  disturbances: disturbances(reports),
+  halfLoad,
   router: {
     idleCpuMsPerSecond: idleMsPerSecond,
     residentBytes: residentBytes(router.pid),
@@ -342,15 +321,12 @@ if (result.router.loadOnly > 0) throw new Error("prompts were placed without tok
 if (!(result.router.prefixHitRatioMean > 0.3)) throw new Error("prompts found no cached prefix");
 if (result.router.reservationsOpen > 0) throw new Error("reservations were left open");
 
-function ratio(sizeKb: number, mode: ExchangeMode, of: TargetName): string {
-  const find = (name: TargetName, m: ExchangeMode): number | undefined =>
-    result.cells.find((c) => c.target === name && c.mode === m && c.sizeKb === sizeKb)
-      ?.cpuUsPerRequest;
-  const ours = find("router", mode);
-  const theirs = find(of, of === "baseline" ? mode : "buffered");
-  if (ours === undefined || theirs === undefined) return "–";
-  if (of === "baseline") return `${(ours / theirs).toFixed(3)}x`;
-  return of === "stock" ? `${shown(theirs / ours)}x less` : `${shown(ours / theirs)}x`;
+function baselineRatio(cell: CellReport): string {
+  const theirs = result.cells.find(
+    (c) => c.target === "baseline" && c.mode === cell.mode && c.sizeKb === cell.sizeKb,
+  );
+  if (cell.target !== "router" || theirs === undefined) return "";
+  return `${(cell.cpuUsPerRequest / theirs.cpuUsPerRequest).toFixed(3)}x`;
 }
 
 function print(): void {
@@ -361,7 +337,7 @@ function print(): void {
     `load average after ${result.loadAverageAfter.join(" ")}, CPU from ${result.cpuSource}`,
   );
   console.log(
-    `${membersCount.toString()} members; ${rounds.toString()} rounds of ${seconds.toString()} s; ` +
+    `${membersCount.toString()} members; ${rounds.toString()} rounds, ${concurrency.toString()} requests at once; ` +
       `${result.text.prompts.toString()} prompts, ${formatRatio(result.text.sharingShare)} share a prefix, ` +
       `${formatRatio(result.text.unseenShare)} of bytes unseen` +
       (result.text.wraps > 0 ? " until the text was used up: use fewer rounds" : ""),
@@ -374,15 +350,11 @@ function print(): void {
       "requests",
       "CPU µs",
       ...(options.baseline === "" ? [] : ["vs baseline"]),
-      "vs empty",
-      "vs stock",
+      "requests/s",
       "decision p50 ms",
       "p99",
       "own p50 ms",
       "p99",
-      "exchange p50 ms",
-      "p99",
-      "lag max",
     ].map((title) => ({ title, align: "right" as const })),
   ];
   const rows = result.cells.map((cell) => [
@@ -391,22 +363,27 @@ function print(): void {
     cell.sizeKb.toString(),
     cell.requests.toString(),
     shown(cell.cpuUsPerRequest),
-    ...(options.baseline === ""
-      ? []
-      : [cell.target === "router" ? ratio(cell.sizeKb, cell.mode, "baseline") : ""]),
-    cell.target === "router" ? ratio(cell.sizeKb, cell.mode, "empty") : "",
-    cell.target === "router" ? ratio(cell.sizeKb, cell.mode, "stock") : "",
-    ...[
-      cell.decisionMsP50,
-      cell.decisionMsP99,
-      cell.ownDecisionMsP50,
-      cell.ownDecisionMsP99,
-      cell.exchangeMsP50,
-      cell.exchangeMsP99,
-      cell.lagMsMax,
-    ].map(shown),
+    ...(options.baseline === "" ? [] : [baselineRatio(cell)]),
+    shown(cell.perSecond),
+    ...[cell.decisionMsP50, cell.decisionMsP99, cell.ownDecisionMsP50, cell.ownDecisionMsP99].map(
+      shown,
+    ),
   ]);
   for (const line of textTable(columns, rows)) console.log(line);
+  console.log("");
+  for (const { name, value, bound, must, aim } of result.ratios) {
+    const met = bound === "at most" ? value <= must : value >= must;
+    const limit = `${bound} ${must.toString()}${aim === undefined ? "" : `, aim ${aim.toString()}`}`;
+    console.log(`${met ? "met  " : "SHORT"} ${shown(value).padStart(6)}  ${name} (${limit})`);
+  }
+  for (const reason of result.disturbances) console.log(`VOID: ${reason}`);
+  if (halfLoad !== undefined) {
+    console.log(
+      `decision at ${shown(halfLoad.perSecond)} requests/s of ${latencySizeKb.toString()} KB, half of the closed loop: ` +
+        `p50 ${shown(halfLoad.msP50)} ms, p99 ${shown(halfLoad.msP99)} ms (best of ${latencyRounds.toString()}), ` +
+        `generator late by ${shown(halfLoad.lagMsMax)} ms at worst`,
+    );
+  }
   console.log(
     `router: idle ${shown(figures.idleCpuMsPerSecond)} ms CPU a second (in the figures above), ` +
       `resident ${mb(figures.residentBytes)}, ${figures.indexBlocks.toString()} blocks indexed, ` +
@@ -419,6 +396,7 @@ function print(): void {
 
 if (options.json) console.log(JSON.stringify(result, undefined, 2));
 else print();
+if (options.readme) writeBenchTable(result);
 if (profileFolder !== undefined) {
   const { functions, groups } = readSelfTimes(profileFolder, {
     fromUs: measuredSinceUs,
