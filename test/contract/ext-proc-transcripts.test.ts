@@ -59,6 +59,8 @@ function play(exchange: Exchange, line: string): ExchangeEffect[] {
       return exchange.receive({ kind: "request_trailers" });
     case "other":
       return exchange.receive({ kind: "other", name: first });
+    case "waiting":
+      return exchange.waiting(Number(first));
     case "decided": {
       const answer = answers[first];
       if (answer === undefined) throw new Error(`no answer ${first}`);
@@ -82,6 +84,8 @@ function describeEffect(effect: ExchangeEffect): string {
       return `body_piece ${effect.piece.length.toString()}${effect.endOfStream ? " end" : ""}`;
     case "immediate":
       return `immediate ${effect.answer.status.toString()} ${effect.answer.details}`;
+    case "extend_timeout":
+      return `extend_timeout ${effect.ms.toString()} ms`;
     case "fail":
       return `fail: ${effect.reason}`;
     default:

@@ -14,10 +14,8 @@ import {
 } from "../../services/shared/gen/envoy/service/ext_proc/v3/external_processor.ts";
 import type { RouterCore } from "../../services/router/core/router-core.ts";
 import { Decider } from "../../services/router/edge/decider.ts";
-import {
-  createExtProcService,
-  type BodyLimits,
-} from "../../services/router/edge/ext-proc-server.ts";
+import { createExtProcService } from "../../services/router/edge/ext-proc-server.ts";
+import type { BodyLimits } from "../../services/router/edge/ext-proc/exchange-stream.ts";
 import { ModelRuntimes } from "../../services/router/edge/model-runtimes.ts";
 import { routerMetrics } from "../../services/router/metrics.ts";
 import { memberFacts, routerCore } from "./router-builders.ts";

@@ -7,6 +7,7 @@ import type { MeshSpan, Tracing } from "../../shared/edge/tracing.ts";
 import { formatTraceparent } from "../../shared/edge/tracing.ts";
 import type { Decision } from "../core/decisions/decision.ts";
 import type { Answer, ExchangeRequest, ImmediateAnswer } from "../core/exchange/exchange.ts";
+import { noHeaders } from "../core/exchange/request-headers.ts";
 import { readOpenAiRequest, type OpenAiRequest } from "../core/openai/openai-request.ts";
 import { readTruncatedRequest } from "../core/openai/truncated-request.ts";
 import { readPrompt, type TokenisedPrompt } from "../core/prompt/read-prompt.ts";
@@ -14,6 +15,7 @@ import type { RouterCore } from "../core/router-core.ts";
 import type { routerMetrics } from "../metrics.ts";
 import type { ModelRuntimes } from "./model-runtimes.ts";
 import type { RequestContext } from "./request-context.ts";
+import type { RequestDecider, WaitingDecision } from "./request-decider.ts";
 import { RouteSpans } from "./route-spans.ts";
 
 /** Header names between the router, Envoy and engines (see the README of the router). */
@@ -45,23 +47,27 @@ function concat(parts: readonly Uint8Array[]): Uint8Array {
 }
 
 /** Turns a whole request into an answer: reads, places, reserves, and writes the spans of the decision. */
-export class Decider {
+export class Decider implements RequestDecider {
   readonly #d: DeciderDependencies;
 
   constructor(dependencies: DeciderDependencies) {
     this.#d = dependencies;
   }
 
-  /** Decides. Never throws for bad input: that becomes an answer in the OpenAI error shape. */
-  decide(request: ExchangeRequest, context: RequestContext): Answer {
+  /** Decides at once. Never throws for bad input: that becomes an answer in the OpenAI error shape. */
+  decide(
+    request: ExchangeRequest,
+    context: RequestContext,
+    answer: (answer: Answer) => void,
+  ): WaitingDecision | undefined {
     const { clock, metrics } = this.#d;
     const startedAt = clock.now();
     const span = this.#startSpan(context);
     const spans = new RouteSpans(this.#d.tracing, span, clock);
     spans.body(context, request);
-    let answer: Answer;
+    let made: Answer;
     try {
-      answer =
+      made =
         context.method === "GET" || context.method === "HEAD"
           ? this.#headersOnly(context, spans)
           : this.#route(request, context, spans);
@@ -71,10 +77,11 @@ export class Decider {
         spans.failed(mesh.code);
         throw error;
       }
-      answer = this.#refuse(mesh, context, spans);
+      made = this.#refuse(mesh, context, spans);
     }
     metrics.decisionSeconds.observe((clock.now() - startedAt) / 1_000);
-    return answer;
+    answer(made);
+    return undefined;
   }
 
   /** Places a request that did not come through Envoy. */
@@ -127,7 +134,7 @@ export class Decider {
       return this.#models();
     }
     return this.#route(
-      { headers: new Map(), body: [], bodyBytes: 0, truncated: false },
+      { headers: noHeaders, body: [], bodyBytes: 0, truncated: false },
       context,
       spans,
     );

@@ -125,6 +125,46 @@ describe("the table of an exchange", () => {
   });
 });
 
+describe("a decision that takes time", () => {
+  test.each([
+    ["buffered", [headers("buffered"), body(5, true)]],
+    ["buffered_partial", [headers("buffered_partial"), body(5)]],
+    ["buffered, headers only", [headers("buffered", true)]],
+    ["none", [headers("none")]],
+  ] as const)("%s: puts the proxy's timer off once, then answers as usual", (_name, events) => {
+    const exchange = after(...events);
+    expect(exchange.waiting(2_500)).toEqual([{ kind: "extend_timeout", ms: 2_500 }]);
+    expect(exchange.waiting(2_500)).toEqual([]);
+    expect(exchange.receive(body(0, true))).toEqual([]);
+    expect(kinds(exchange.decided(route)).at(-1)).toBe("end");
+  });
+
+  test("duplex: there is no timer to put off, and the body is kept for the echo", () => {
+    const exchange = after(headers("full_duplex"), body(5, true));
+    expect(exchange.waiting(2_500)).toEqual([]);
+    expect(kinds(exchange.decided(route))).toEqual(["answer_headers", "body_piece", "end"]);
+  });
+
+  test.each(["headers", "body, BUFFERED", "body, duplex", "done"] as const)(
+    "%s: there is nothing to wait for",
+    (state) => {
+      expect(states[state]().waiting(1_000)).toEqual([]);
+    },
+  );
+
+  test("only a body that is sent back is kept", () => {
+    const seen = (mode: BodyMode) => {
+      const exchange = after(headers(mode));
+      expect(exchange.takesBody).toBe(true);
+      exchange.receive(body(5, true));
+      return [exchange.takesBody, exchange.keepsBody];
+    };
+    expect(seen("buffered")).toEqual([false, false]);
+    expect(seen("full_duplex")).toEqual([false, true]);
+    expect(new Exchange().takesBody).toBe(false);
+  });
+});
+
 describe("answers", () => {
   test.each(["buffered", "buffered_partial", "full_duplex", "none"] as const)(
     "a request without body is answered on its headers in mode %s",
@@ -234,16 +274,22 @@ describe("answers", () => {
       fc.constant(trailers),
       fc.constant(response),
       fc.constant("decided" as const),
+      fc.constant("waiting" as const),
     );
     fc.assert(
       fc.property(fc.array(event, { maxLength: 12 }), (events) => {
         const exchange = new Exchange();
         const all = events.flatMap((e) =>
-          e === "decided" ? exchange.decided(route) : exchange.receive(e),
+          e === "decided"
+            ? exchange.decided(route)
+            : e === "waiting"
+              ? exchange.waiting(100)
+              : exchange.receive(e),
         );
         const count = (kind: ExchangeEffect["kind"]) => kinds(all).filter((k) => k === kind).length;
         expect(count("end") + count("fail")).toBeLessThanOrEqual(1);
         expect(count("decide")).toBeLessThanOrEqual(1);
+        expect(count("extend_timeout")).toBeLessThanOrEqual(1);
         expect(count("answer_headers") + count("answer_body") + count("immediate")).toBe(
           count("end"),
         );

@@ -1,3 +1,5 @@
+import { noHeaders, type RequestHeaders } from "./request-headers.ts";
+
 /** How Envoy sends the request body, as its first message says. */
 export type BodyMode = "none" | "buffered" | "buffered_partial" | "full_duplex" | "unsupported";
 
@@ -5,7 +7,7 @@ export type BodyMode = "none" | "buffered" | "buffered_partial" | "full_duplex" 
 export type ExchangeEvent =
   | {
       readonly kind: "request_headers";
-      readonly headers: ReadonlyMap<string, string>;
+      readonly headers: RequestHeaders;
       readonly endOfStream: boolean;
       readonly bodyMode: BodyMode;
     }
@@ -15,8 +17,8 @@ export type ExchangeEvent =
 
 /** A whole request, ready to be decided. */
 export interface ExchangeRequest {
-  readonly headers: ReadonlyMap<string, string>;
-  /** Parts of the body in order. */
+  readonly headers: RequestHeaders;
+  /** Parts of the body in order; only valid while the `decide` effect is carried out. */
   readonly body: readonly Uint8Array[];
   readonly bodyBytes: number;
   /** The rest of the body passes unseen. */
@@ -50,6 +52,7 @@ export type Answer = RoutingAnswer | ImmediateAnswer;
 export type ExchangeEffect =
   | { readonly kind: "continue_headers" }
   | { readonly kind: "decide"; readonly request: ExchangeRequest }
+  | { readonly kind: "extend_timeout"; readonly ms: number }
   | { readonly kind: "answer_headers"; readonly answer: RoutingAnswer }
   | { readonly kind: "answer_body"; readonly answer: RoutingAnswer }
   | { readonly kind: "body_piece"; readonly piece: Uint8Array; readonly endOfStream: boolean }
@@ -66,28 +69,41 @@ type State = "headers" | "body" | "deciding" | "done";
 /**
  * The router's side of one ext_proc stream: Envoy's messages in, effects out.
  *
- * | state | headers | body | trailers | decided |
- * |---|---|---|---|---|
- * | headers | BUFFERED: continue, → body; duplex: → body; no body: decide | fail | fail | – |
- * | body | fail | BUFFERED: decide; duplex: keep, decide at the end | duplex: decide; else ignore | – |
- * | deciding | fail | ignore (a repeated end of stream) | ignore | answer, end, → done |
- * | done | ignore | ignore | ignore | ignore |
+ * | state | headers | body | trailers | waiting | decided |
+ * |---|---|---|---|---|---|
+ * | headers | BUFFERED: continue, → body; duplex: → body; no body: decide | fail | fail | – | – |
+ * | body | fail | BUFFERED: decide; duplex: keep, decide at the end | duplex: decide; else ignore | – | – |
+ * | deciding | fail | ignore (a repeated end of stream) | ignore | extend the timeout, once; duplex: – | answer, end, → done |
+ * | done | ignore | ignore | ignore | – | ignore |
  *
  * In BUFFERED modes the first body message is the whole body whatever its end mark says: with trailers it has
- * none. In full duplex the body is echoed in pieces, and after trailers the last piece carries no end mark.
+ * none; it is not kept once it has been shown to the decision. In full duplex the body is kept and echoed in pieces,
+ * and after trailers the last piece carries no end mark. Envoy lets a processor put its message timer off once for
+ * each message; in full duplex there is no such timer.
  */
 export class Exchange {
   #state: State = "headers";
   #mode: BodyMode = "none";
-  #headers: ReadonlyMap<string, string> = new Map();
+  #headers: RequestHeaders = noHeaders;
   #body: Uint8Array[] = [];
   #bodyBytes = 0;
   #trailers = false;
   #headersOnly = false;
+  #extended = false;
 
-  /** Bytes of body that this exchange holds. */
+  /** Bytes of body received so far. */
   get bodyBytes(): number {
     return this.#bodyBytes;
+  }
+
+  /** Whether a body message would be looked at. */
+  get takesBody(): boolean {
+    return this.#state === "body";
+  }
+
+  /** Whether the body is kept until the answer, to be sent back with it. */
+  get keepsBody(): boolean {
+    return this.#mode === "full_duplex";
   }
 
   /** Whether the answer has been given. */
@@ -108,6 +124,13 @@ export class Exchange {
       case "other":
         return this.#fail(`${event.name} was sent; set its processing mode to SKIP or NONE`);
     }
+  }
+
+  /** The decision will take up to so many ms. */
+  waiting(ms: number): ExchangeEffect[] {
+    if (this.#state !== "deciding" || this.#extended || this.#mode === "full_duplex") return [];
+    this.#extended = true;
+    return [{ kind: "extend_timeout", ms }];
   }
 
   /** Takes the decision for the request that a `decide` effect carried. */
@@ -173,6 +196,7 @@ export class Exchange {
       bodyBytes: this.#bodyBytes,
       truncated,
     };
+    if (!this.keepsBody) this.#body = [];
     return [{ kind: "decide", request }];
   }
 
