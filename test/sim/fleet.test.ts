@@ -277,6 +277,28 @@ describe("a mesh on virtual time", () => {
   });
 });
 
+describe("an engine that hangs on virtual time", () => {
+  test("is left after a second and used again when it has got on", () => {
+    const fleet = new Fleet(optionsFor(4));
+    plan(fleet, chats(4, { perSecond: 20, forMs: 20_000 }));
+    const hung = fleet.engines[0]!;
+    fleet.time.at(6_000, () => hung.freeze(6_000));
+    const placed: { readonly at: number; readonly onHung: boolean }[] = [];
+    fleet.onDecision = (decision) => {
+      placed.push({ at: fleet.time.now, onHung: decision.workerId === "engine-0" });
+    };
+    fleet.time.runUntil(40_000);
+    const share = (from: number, to: number): number => {
+      const within = placed.filter(({ at }) => at >= from && at < to);
+      return within.filter(({ onHung }) => onHung).length / within.length;
+    };
+    expect(share(0, 6_000)).toBeGreaterThan(0.2);
+    expect(share(7_000, 12_000)).toBe(0);
+    expect(share(13_000, 20_000)).toBeGreaterThan(0.1);
+    for (const { outcome } of fleet.records) expect(outcome).toBe("answered");
+  });
+});
+
 describe("the agentic workload on virtual time", () => {
   const prepared = loadWorkload("agentic");
   const run = (

@@ -94,6 +94,7 @@ export function workerLoad(over: Partial<WorkerLoad> = {}): WorkerLoad {
     decoding: 0,
     decodingContextTokens: 0,
     decodingTokensLeft: 0,
+    overdueMs: 0,
     ...over,
   };
 }

@@ -353,6 +353,41 @@ describe("the blocks of workers", () => {
   });
 });
 
+describe("an engine that hangs", () => {
+  test.each([
+    ["whose gauges count what waits", true],
+    ["whose gauges stand still as well", false],
+  ])("%s, is left within a second and found again when it gets on", (_name, gaugesLive) => {
+    const core = twoWorkers();
+    sync(core, w0, promptHashes(1, 100));
+    let waiting = 0;
+    const chosen: (string | undefined)[] = [];
+    for (let now = 0; now < 4_000; now += 100) {
+      const hangs = now >= 1_000 && now < 3_000;
+      const ended = hangs ? [] : core.book.reservationsOf(w0);
+      if (!hangs) waiting = 0;
+      for (const r of [...ended, ...core.book.reservationsOf(w1)]) {
+        core.served(r.decisionId, servedRecord(r.workerId === w0 ? 0 : 1), at(now));
+      }
+      const gauges = {
+        running: 0,
+        waiting: gaugesLive ? waiting : 0,
+        kvUsageRatio: 0,
+        at: at(now),
+      };
+      core.report(w0, { ...gauges, workDone: hangs ? 1_000 : now }, undefined);
+      core.report(w1, { ...gauges, waiting: 0, workDone: now }, undefined);
+      const decision = core.place(placeInput({ requestId: `req-${now}` }), at(now + 10));
+      if (decision.workerId === w0) waiting++;
+      chosen.push(decision.workerId);
+    }
+    // It holds the whole prompt, so it is the choice as long as it works.
+    expect(new Set(chosen.slice(0, 10))).toEqual(new Set(["w0"]));
+    expect(new Set(chosen.slice(20, 30))).toEqual(new Set(["w1"]));
+    expect(new Set(chosen.slice(31))).toEqual(new Set(["w0"]));
+  });
+});
+
 describe("what the access log says", () => {
   test("closes the books and is kept beside what was predicted", () => {
     const core = twoWorkers();

@@ -15,6 +15,7 @@ const idle: WorkerLoad = {
   decoding: 0,
   decodingContextTokens: 0,
   decodingTokensLeft: 0,
+  overdueMs: 0,
 };
 
 /**

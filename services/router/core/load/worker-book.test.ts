@@ -31,6 +31,7 @@ describe("WorkerBook", () => {
       decoding: 0,
       decodingContextTokens: 0,
       decodingTokensLeft: 0,
+      overdueMs: 0,
     });
     // d0 is computed, d1 half computed; d0 has decoded 5 of its 100 ms.
     expect(book.load(at(15))).toEqual({
@@ -40,6 +41,7 @@ describe("WorkerBook", () => {
       decoding: 1,
       decodingContextTokens: 1_005,
       decodingTokensLeft: 95,
+      overdueMs: 0,
     });
   });
 
@@ -190,6 +192,42 @@ describe("WorkerBook", () => {
       book.reconcile(report(1_500, 0));
       book.forgetReports();
       expect(open(book, 1_500)).toBe(1);
+    });
+  });
+
+  describe("an engine whose counters stand still", () => {
+    const standing = (when: number, running: number) => ({ ...report(when, running), workDone: 7 });
+
+    test("owes progress from the first token on that was expected", () => {
+      const book = bookOf([0]);
+      book.reconcile(standing(-100, 0));
+      book.reconcile(standing(0, 0));
+      expect(
+        [5, 100, 700].map((when) => {
+          book.reconcile(standing(when, 1));
+          return book.load(at(when)).overdueMs;
+        }),
+      ).toEqual([0, 90, 690]);
+      book.reconcile({ ...standing(800, 1), workDone: 8 });
+      expect(book.load(at(800)).overdueMs).toBe(0);
+    });
+
+    test("has ended nothing that came since, also when its gauges do not count it", () => {
+      const book = bookOf([100]);
+      for (let when = 0; when <= 3_000; when += 100) {
+        expect(book.reconcile(standing(when, 0))).toEqual([]);
+      }
+      expect(book.load(at(3_000))).toMatchObject({ openRequests: 1, overdueMs: 2_890 });
+      book.reconcile({ ...standing(3_100, 0), workDone: 8 });
+      expect(book.load(at(3_100))).toMatchObject({ openRequests: 0, overdueMs: 0 });
+    });
+
+    test("owes nothing for what has ended unheard", () => {
+      const book = bookOf([0]);
+      book.reconcile(standing(-50, 0));
+      book.reconcile({ ...report(200, 0), workDone: 9 });
+      book.reconcile({ ...report(900, 0), workDone: 9 });
+      expect(book.load(at(900))).toMatchObject({ openRequests: 0, overdueMs: 0 });
     });
   });
 

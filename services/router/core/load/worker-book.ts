@@ -1,4 +1,5 @@
 import { monoMs, type MonoMs } from "../../../shared/core/ids.ts";
+import { Progress } from "./progress.ts";
 import type { LoadReport, Reservation } from "./reservation.ts";
 import { dispatchLagMsMax, UnheardEnds } from "./unheard-ends.ts";
 
@@ -16,6 +17,8 @@ export interface WorkerLoad {
   readonly decodingContextTokens: number;
   /** Tokens they are still expected to generate. */
   readonly decodingTokensLeft: number;
+  /** For how long the engine has owed progress that its counters do not show, ms; 0 while it makes some or rests. */
+  readonly overdueMs: number;
 }
 
 /**
@@ -27,6 +30,7 @@ export class WorkerBook {
   #prefillFreeAt: MonoMs = monoMs(0);
   #report: LoadReport | undefined;
   readonly #unheard = new UnheardEnds();
+  readonly #progress = new Progress();
 
   /** Number of reservations held, those included that are believed to have ended unheard. */
   get heldCount(): number {
@@ -85,16 +89,19 @@ export class WorkerBook {
 
   /**
    * Takes a report. Returns the ids of reservations that have ended unheard beyond doubt, oldest first, for the caller
-   * to close; `UnheardEnds` has the rule. O(reservations held).
+   * to close; `UnheardEnds` has the rule. What was placed after the engine's last progress has not ended, whatever its
+   * gauges say: those of an engine that hangs may not count what has come since. O(reservations held).
    */
   reconcile(report: LoadReport): string[] {
     const reported = report.running + report.waiting;
+    this.#watchProgress(report);
+    const arrivedBefore = Math.min(report.at - dispatchLagMsMax, this.#progress.seenAt);
     const mustRun = reported > 0 && reported >= this.#open.size;
     let held = 0;
     let heldSurely = 0;
     for (const r of this.#open.values()) {
       if (r.openedAt < report.at) held++;
-      if (r.openedAt + dispatchLagMsMax < report.at) heldSurely++;
+      if (r.openedAt < arrivedBefore) heldSurely++;
       if (mustRun && r.hardEndAt < report.at + 30_000) r.hardEndAt = monoMs(report.at + 30_000);
     }
     this.#report = report;
@@ -112,6 +119,7 @@ export class WorkerBook {
   forgetReports(): void {
     this.#report = undefined;
     this.#unheard.reset();
+    this.#progress.reset();
   }
 
   /** Ids of reservations past their hard end. */
@@ -155,6 +163,20 @@ export class WorkerBook {
       decoding,
       decodingContextTokens: Math.round(decodingContextTokens),
       decodingTokensLeft: Math.round(decodingTokensLeft),
+      overdueMs: this.#progress.overdueMs,
     };
+  }
+
+  #watchProgress(report: LoadReport): void {
+    let unheard = this.#unheard.count;
+    let expectedAt: MonoMs | undefined;
+    for (const r of this.#open.values()) {
+      if (r.openedAt >= report.at) break;
+      if (unheard-- > 0) continue;
+      expectedAt = r.prefillEndsAt;
+      break;
+    }
+    const isBusy = expectedAt !== undefined || report.running + report.waiting > 0;
+    this.#progress.reported({ at: report.at, workDone: report.workDone, isBusy, expectedAt });
   }
 }

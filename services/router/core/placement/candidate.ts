@@ -34,6 +34,7 @@ export interface PlacementRequest {
 /** Names of cost terms, in the order in which they are shown. `turn` and `open` belong to baselines and count no ms. */
 export const costTerms = [
   "queue",
+  "stall",
   "prefill",
   "decode",
   "slowdown",

@@ -5,6 +5,8 @@ import type { CandidateInput, PlacementRequest } from "./candidate.ts";
 export interface Estimate {
   /** Until the engine starts with its prompt. */
   readonly queueMs: number;
+  /** Added to that when the engine seems to hang. */
+  readonly stallMs: number;
   /** Until its first token, from there. */
   readonly prefillMs: number;
   /** From its first token to its last. */
@@ -26,6 +28,24 @@ const evictionReuseShare = 0.1;
  * does not change. Below 0.4 answers begin to suffer.
  */
 const stallWeight = 0.5;
+
+/**
+ * An engine may show nothing for so many of its longest steps, a whole budget of new tokens beside its decodes, before
+ * it counts as hanging; within limits that hold whatever has been learned of it, ms.
+ */
+const stallSteps = 2;
+const stallAfterMsMin = 200;
+const stallAfterMsMax = 1_000;
+
+/**
+ * How much longer an engine will stand still that has stood still for `overdueMs`: nobody knows, so as long as it has
+ * already, beyond what a busy engine may.
+ */
+function stallOf(overdueMs: number, longestStepMs: number): number {
+  if (overdueMs <= stallAfterMsMin) return 0;
+  const allowedMs = Math.max(stallAfterMsMin, stallSteps * longestStepMs);
+  return Math.max(0, overdueMs - Math.min(stallAfterMsMax, allowedMs));
+}
 
 /**
  * Expected times on one worker. A prompt is computed in chunks within the engine's step budget, each in one
@@ -50,6 +70,9 @@ export function estimate(candidate: CandidateInput, request: PlacementRequest): 
   // A request arrives in the middle of a running step on average, which also the last prompt before it waits for.
   const queueMs = Math.max(load.prefillBacklogMs, stepMs / 2);
 
+  const longestStepMs = stepMs + steps.c0 + prefillExtraMs(steps, budget, 0);
+  const stallMs = stallOf(load.overdueMs, longestStepMs);
+
   const ownContext = request.promptTokens + request.expectedOutputTokens / 2;
   const withOwnMs = decodeStepMs(steps, decoding + 1, contextTokens + ownContext);
   const decodeMs = Math.max(0, request.expectedOutputTokens - 1) * withOwnMs;
@@ -61,5 +84,5 @@ export function estimate(candidate: CandidateInput, request: PlacementRequest): 
   const evicted =
     candidate.capacityTokens > 0 ? Math.max(0, newTokens + request.expectedOutputTokens - free) : 0;
   const evictionMs = evicted * steps.c1 * evictionReuseShare;
-  return { queueMs, prefillMs, decodeMs, slowdownMs, evictionMs };
+  return { queueMs, stallMs, prefillMs, decodeMs, slowdownMs, evictionMs };
 }

@@ -77,6 +77,26 @@ describe("rank", () => {
     expect(order(place([busy, candidateInput("b")]))).toEqual(["b", "a"]);
   });
 
+  test("leaves an engine that stands still beyond its longest steps, the more the longer", () => {
+    const standing = (overdueMs: number) => warm("warm", { load: workerLoad({ overdueMs }) });
+    const stall = (overdueMs: number, over: Partial<CandidateInput> = {}) =>
+      estimate({ ...standing(overdueMs), ...over }, request).stallMs;
+    // A step with 8,192 new tokens takes 130 ms here, and two of them are nothing unusual.
+    expect([0, 150, 250].map((ms) => stall(ms))).toEqual([0, 0, 0]);
+    expect(stall(1_000)).toBeGreaterThan(700);
+    expect(stall(2_000) - stall(1_000)).toBeCloseTo(1_000, 6);
+    // Whatever was learned of an engine, it is not waited for longer than a second.
+    const slow = { ...stepModel, c0: 60_000 };
+    expect([stall(1_000, { steps: slow }), stall(1_500, { steps: slow })]).toEqual([0, 500]);
+    expect(stall(250, { stepTokensMax: 512 })).toBeGreaterThan(0);
+    const cold = candidateInput("cold");
+    expect(order(place([standing(250), cold]))).toEqual(["warm", "cold"]);
+    const [first, second] = place([standing(1_000), cold]);
+    expect([first?.workerId, second?.workerId]).toEqual(["cold", "warm"]);
+    expect(second?.terms.find((t) => t.name === "stall")?.ms).toBeCloseTo(stall(1_000), 6);
+    expect(second?.predictedTtftMs).toBeGreaterThan(stall(1_000));
+  });
+
   test("counts blocks that would push others out", () => {
     const full = candidateInput("a", { heldTokens: 112_500 });
     const [first, second] = place([full, candidateInput("b")]);

@@ -45,7 +45,7 @@ export function rank(
       ...candidate,
       terms,
       costMs,
-      predictedTtftMs: expected.queueMs + expected.prefillMs,
+      predictedTtftMs: expected.queueMs + expected.stallMs + expected.prefillMs,
       prefillMs: expected.prefillMs,
       decodeMs: expected.decodeMs,
     };

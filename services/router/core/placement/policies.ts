@@ -30,6 +30,7 @@ export type PolicyName = (typeof policyNames)[number];
 function expectedCompletion(expected: Estimate): CostTerm[] {
   return [
     { name: "queue", ms: expected.queueMs },
+    { name: "stall", ms: expected.stallMs },
     { name: "prefill", ms: expected.prefillMs },
     { name: "decode", ms: expected.decodeMs },
     { name: "slowdown", ms: expected.slowdownMs },

@@ -91,6 +91,11 @@ export class FleetEngine {
     this.#core.setSlowFactor(factor);
   }
 
+  /** Makes no step for `ms` and takes requests all the same, as a GPU that hangs. */
+  freeze(ms: number): void {
+    this.#core.stall(ms, this.#time.now);
+  }
+
   /** The process dies: everything it held is gone, and nothing answers until `start`. */
   kill(): void {
     this.isDown = true;
