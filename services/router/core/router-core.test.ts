@@ -8,8 +8,10 @@ import {
   promptHashes,
   routerCore,
   servedRecord,
+  stepModel,
 } from "../../../test/support/router-builders.ts";
 import { workerId, type WorkerId } from "../../shared/core/ids.ts";
+import { prefillMs, type StepModel } from "../../shared/core/step-model.ts";
 import type { Decision } from "./decisions/decision.ts";
 import type { RouterCore } from "./router-core.ts";
 
@@ -385,6 +387,103 @@ describe("an engine that hangs", () => {
     expect(new Set(chosen.slice(0, 10))).toEqual(new Set(["w0"]));
     expect(new Set(chosen.slice(20, 30))).toEqual(new Set(["w1"]));
     expect(new Set(chosen.slice(31))).toEqual(new Set(["w0"]));
+  });
+});
+
+describe("an engine that was slow while it had a fault", () => {
+  /** Two workers, of which w0 has answered ten times as slowly as w1, 300 times each. */
+  function afterFault(announced: StepModel | undefined): { core: RouterCore; now: number } {
+    const core = routerCore();
+    for (const i of [0, 1]) {
+      core.admit(memberFacts(i, { stepModel: announced }), i + 1, at(0));
+      sync(core, workerId(`w${i}`), none);
+    }
+    let now = 10;
+    for (let i = 0; i < 300; i++) {
+      now = serve(core, now, [{ prompt: i, subset: new Set(["127.0.0.1:8100"]) }], 10).now;
+      now = serve(core, now, [{ prompt: i, subset: new Set(["127.0.0.1:8101"]) }]).now;
+    }
+    core.takeEffects();
+    return { core, now };
+  }
+
+  interface Asked {
+    readonly prompt: number;
+    readonly subset?: ReadonlySet<string>;
+  }
+
+  /** Places requests at one moment, lets their engines answer them and gives where they went. */
+  function serve(
+    core: RouterCore,
+    now: number,
+    asked: readonly Asked[],
+    w0Factor = 1,
+  ): { readonly chosen: readonly WorkerId[]; readonly now: number } {
+    const end = now + 400;
+    const placed = asked.map(({ prompt, subset }) => {
+      const promptTokens = 200 + (prompt % 7) * 300;
+      return core.place(placeInput({ promptTokens, hashes: none, subset }), at(now));
+    });
+    for (const { id, workerId: key, promptTokens } of placed) {
+      const factor = key === w0 ? w0Factor : 1;
+      const ttftMs = (prefillMs(stepModel, promptTokens, 0) + 4) * factor;
+      core.served(id, servedRecord(key === w0 ? 0 : 1, { ttftMs }), at(end));
+      const steps = { interTokenMs: 5 * factor, interTokenCount: 100, running: 1 };
+      const work = { contextTokens: 1_000, computedTokens: 0, finished: 1, generatedTokens: 100 };
+      const gauges = { running: 0, waiting: 0, kvUsageRatio: 0, at: at(end) };
+      core.report(key as WorkerId, gauges, { ...steps, ...work });
+    }
+    return { chosen: placed.map((one) => one.workerId as WorkerId), now: end + 50 };
+  }
+
+  /** Requests of 60 times two at a time that w0 gets. */
+  function countOnW0(core: RouterCore, from: number, w0Factor = 1): number {
+    let now = from;
+    let count = 0;
+    for (let i = 0; i < 60; i++) {
+      const both = serve(core, now, [{ prompt: i }, { prompt: i + 3 }], w0Factor);
+      count += both.chosen.filter((key) => key === w0).length;
+      now = both.now;
+    }
+    return count;
+  }
+
+  test.each([
+    ["a calibrated model", stepModel],
+    ["no model", undefined],
+  ])("gets its share again after a restart, with %s announced", (_name, announced) => {
+    const { core, now } = afterFault(announced);
+    expect(countOnW0(core, now)).toBe(0);
+    core.admit(memberFacts(0, { stepModel: announced, epoch: newLife }), 1, at(now + 30_000));
+    expect(countOnW0(core, now + 30_000)).toBeGreaterThan(50);
+  });
+
+  test("gets its share again without one when it was given nothing for a minute", () => {
+    const { core, now } = afterFault(stepModel);
+    core.tick(at(now + 59_000));
+    expect(countOnW0(core, now + 59_000)).toBe(0);
+    core.tick(at(now + 90_000));
+    expect(countOnW0(core, now + 90_000)).toBeGreaterThan(50);
+  });
+
+  test("is left again after a few requests when it is still slow", () => {
+    const { core, now } = afterFault(stepModel);
+    core.tick(at(now + 61_000));
+    const tried = countOnW0(core, now + 61_000, 10);
+    expect(tried).toBeGreaterThan(0);
+    expect(tried).toBeLessThan(20);
+  });
+
+  test("stays what it was measured to be while it is alone, as does the fastest of its kind", () => {
+    const { core, now } = afterFault(stepModel);
+    const before = core.modelOf(w1)?.steps;
+    core.tick(at(now + 61_000));
+    expect(core.modelOf(w1)?.steps).toEqual(before);
+    core.goodbye(w1);
+    const alone = serve(core, now + 61_000, [{ prompt: 1 }], 10);
+    const measured = core.modelOf(w0)?.steps;
+    core.tick(at(alone.now + 61_000));
+    expect(core.modelOf(w0)?.steps).toEqual(measured);
   });
 });
 

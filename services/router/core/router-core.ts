@@ -13,7 +13,7 @@ import { KvIndex } from "./kv-index/kv-index.ts";
 import { CacheObserver } from "./load/cache-observer.ts";
 import { LoadBook, type Closed } from "./load/load-book.ts";
 import type { LoadReport } from "./load/reservation.ts";
-import { WorkerModel, type CounterDelta } from "./load/worker-model.ts";
+import { defaultStepModel, fasterOf, WorkerModel, type CounterDelta } from "./load/worker-model.ts";
 import {
   BlockFeed,
   type BlockChange,
@@ -90,6 +90,11 @@ export interface ServedRecord {
 }
 
 const emptySubset: readonly FilteredWorker[] = [];
+/**
+ * What was learned of an engine that has been given nothing for so long may come from a fault that is over, ms. An
+ * engine that is really slower costs one slower request in this time.
+ */
+const unusedMsMax = 60_000;
 
 /**
  * The router's whole state and every rule over it, deterministic: the same calls at the same times give the
@@ -103,6 +108,8 @@ export class RouterCore {
   readonly #options: RouterCoreOptions;
   readonly #feeds = new Map<WorkerId, BlockFeed>();
   readonly #models = new Map<WorkerId, WorkerModel>();
+  /** When a request was placed on each last, or its speed was guessed anew. */
+  readonly #usedAt = new Map<WorkerId, MonoMs>();
   readonly #observers = new Map<WorkerId, CacheObserver>();
   readonly #policies = new Map<string, PolicyName>();
   readonly #turns = new Map<string, number>();
@@ -142,10 +149,10 @@ export class RouterCore {
     const { member, replacedStream, engineRestarted } = this.members.admit(facts, streamId, now);
     if (engineRestarted) this.#forgetEngine(member, now);
     this.#feeds.set(member.key, this.#createFeed(member));
-    if (!this.#models.has(member.key) || engineRestarted) {
-      const kept = engineRestarted ? this.#models.get(member.key)?.steps : undefined;
-      this.#models.set(member.key, new WorkerModel(facts.stepModel ?? kept));
-    }
+    const model = this.#models.get(member.key);
+    if (model === undefined) this.#models.set(member.key, new WorkerModel(facts.stepModel));
+    else if (engineRestarted) model.restart(this.#guessSteps(member, model.steps));
+    this.#usedAt.set(member.key, now);
     if (!this.#observers.has(member.key)) {
       this.#observers.set(member.key, new CacheObserver({ watchedMax: 1_024 }));
     }
@@ -231,6 +238,9 @@ export class RouterCore {
   tick(now: MonoMs): void {
     for (const member of this.members.expired(now)) this.#remove(member.key, false);
     for (const closed of this.book.expire(now)) this.#closed(closed, undefined);
+    for (const [key, usedAt] of this.#usedAt) {
+      if (now - usedAt >= unusedMsMax) this.#doubtModel(key, now);
+    }
   }
 
   // ——— placement ———
@@ -335,6 +345,7 @@ export class RouterCore {
     const stepMs =
       model?.decodeStepMs(load.decoding + 1, load.decodingContextTokens + promptTokens) ?? 0;
     const at = monoMs(now - reservation.ageMs);
+    if (this.#usedAt.has(reservation.workerId)) this.#usedAt.set(reservation.workerId, now);
     this.book.open(
       {
         decisionId: reservation.decisionId,
@@ -465,6 +476,7 @@ export class RouterCore {
       chosen.decodeMs,
     );
     if (!opened) return false;
+    this.#usedAt.set(chosen.workerId, now);
     if (input.hashes.length > 0) {
       this.#observers.get(chosen.workerId)?.watch(decision.id, input.hashes, now);
     }
@@ -536,6 +548,36 @@ export class RouterCore {
       reportedWaiting: report?.waiting ?? 0,
       reportedAgeMs: report === undefined ? -1 : now - report.at,
     };
+  }
+
+  /**
+   * Speed assumed of an engine that has to be measured anew: what its worker announces, what was known of it, or what
+   * is known of engines like it, whichever is fastest. An engine thought too slow would get no request in a mesh with
+   * time to spare, and nothing would ever show that it is not; one thought too fast is put right by its first requests.
+   */
+  #guessSteps(member: Member, known: StepModel): StepModel {
+    const announced = member.facts?.stepModel ?? defaultStepModel;
+    return this.#stepsLike(member).reduce(fasterOf, fasterOf(announced, known));
+  }
+
+  /** What is known of the other engines of its pool whose workers announce the same. */
+  #stepsLike(member: Member): StepModel[] {
+    return this.poolMembers(member.pool).flatMap((other) => {
+      const like = isSameModel(other.facts?.stepModel, member.facts?.stepModel);
+      const steps = other === member || !like ? undefined : this.#models.get(other.key)?.steps;
+      return steps ?? [];
+    });
+  }
+
+  /** An engine that is not the fastest of its kind and was given nothing for long is measured anew. */
+  #doubtModel(key: WorkerId, now: MonoMs): void {
+    this.#usedAt.set(key, now);
+    const member = this.members.get(key);
+    const model = this.#models.get(key);
+    if (member === undefined || model === undefined) return;
+    const known = model.steps;
+    const isSlower = this.#stepsLike(member).some((steps) => fasterOf(known, steps) === steps);
+    if (isSlower) model.restart(this.#guessSteps(member, known));
   }
 
   #steps(member: Member): StepModel {
@@ -676,6 +718,7 @@ export class RouterCore {
     this.members.remove(key);
     this.#feeds.delete(key);
     this.#models.delete(key);
+    this.#usedAt.delete(key);
     this.#observers.delete(key);
     this.#effects.push({ kind: "member_left", member, goodbye });
   }
@@ -711,6 +754,11 @@ function endpointsOf(candidates: readonly CandidateInput[], max: number): string
 /** A subset entry may be an ip:port or an ip alone. */
 function inSubset(subset: ReadonlySet<string>, endpoint: string): boolean {
   return subset.has(endpoint) || subset.has(endpoint.slice(0, endpoint.lastIndexOf(":")));
+}
+
+function isSameModel(a: StepModel | undefined, b: StepModel | undefined): boolean {
+  if (a === undefined || b === undefined) return a === b;
+  return (Object.keys(a) as (keyof StepModel)[]).every((name) => a[name] === b[name]);
 }
 
 function describeFiltered(filtered: readonly FilteredWorker[]): string {

@@ -4,7 +4,7 @@ import { describe, expect, test } from "vitest";
 import { stepModel } from "../../../../test/support/router-builders.ts";
 import { SeededRandom } from "../../../shared/core/random.ts";
 import { decodeStepMs, prefillMs, type StepModel } from "../../../shared/core/step-model.ts";
-import { defaultStepModel, WorkerModel, type CounterDelta } from "./worker-model.ts";
+import { defaultStepModel, fasterOf, WorkerModel, type CounterDelta } from "./worker-model.ts";
 
 const slower: StepModel = { c0: 8, c1: 0.04, c2: 1.6e-6, d0: 10, d1: 0.03, d2: 6e-5 };
 
@@ -91,6 +91,28 @@ describe("WorkerModel", () => {
     }
     const truth = decodeStepMs(stepModel, 20, 40_000);
     expect(Math.abs(model.decodeStepMs(20, 40_000) - truth) / truth).toBeLessThan(0.05);
+  });
+
+  test("begins anew from a guess that few observations overrule, and keeps how long answers are", () => {
+    const model = new WorkerModel(stepModel);
+    teach(model, slower, 2_000);
+    model.observeInterval(delta({ finished: 10, generatedTokens: 2_000 }));
+    const mean = model.outputTokensMean;
+    model.restart(stepModel);
+    expect(model.steps).toEqual(stepModel);
+    expect(model.outputTokensMean).toBe(mean);
+    const calibrated = new WorkerModel(stepModel);
+    for (const one of [model, calibrated]) teach(one, slower, 3);
+    const truth = prefillMs(slower, 4_000, 0);
+    const wrong = (one: WorkerModel) => Math.abs(one.prefillMs(4_000, 0) - truth) / truth;
+    expect(wrong(model)).toBeLessThan(0.25);
+    expect(wrong(model)).toBeLessThan(wrong(calibrated));
+  });
+
+  test("knows the faster of two engines", () => {
+    expect(fasterOf(slower, stepModel)).toBe(stepModel);
+    expect(fasterOf(stepModel, slower)).toBe(stepModel);
+    expect(fasterOf(stepModel, { ...stepModel })).toBe(stepModel);
   });
 
   test("learns how long answers are", () => {
