@@ -336,6 +336,25 @@ describe("the blocks of workers", () => {
     expect(core.members.get(w0)?.endpoint).toBe("127.0.0.1:9000");
   });
 
+  test("are as old as the last message that shows them current, also when they do not change", () => {
+    const core = twoWorkers();
+    const age = (now: number) => core.place(placeInput({ dryRun: true }), at(now)).indexAgeMs;
+    const report = (when: number) => {
+      core.report(w0, { running: 0, waiting: 0, kvUsageRatio: 0, at: at(when) }, undefined);
+    };
+    core.delta(w0, { seq: 1, cleared: false, removed: none, stored: promptHashes(1, 60) }, at(5));
+    expect(age(15)).toBe(10);
+    report(60_000);
+    expect(age(60_040)).toBe(40);
+    // After a gap a report shows nothing until the snapshot has come.
+    core.delta(w0, { seq: 9, cleared: false, removed: none, stored: none }, at(60_050));
+    report(61_000);
+    expect(age(61_000)).toBe(950);
+    sync(core, w0, promptHashes(1, 60), 9);
+    report(61_100);
+    expect(age(61_101)).toBe(1);
+  });
+
   test("of a worker that is unknown are ignored", () => {
     const core = twoWorkers();
     const ghost = workerId("ghost");

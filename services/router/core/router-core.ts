@@ -174,6 +174,7 @@ export class RouterCore {
 
   /** An engine's load report and, where known, what its counters did since the report before. */
   report(key: WorkerId, report: LoadReport, delta: CounterDelta | undefined): void {
+    this.#feedIsCurrent(key, report.at);
     for (const closed of this.book.report(key, report)) this.#closed(closed, undefined);
     if (delta !== undefined) this.#models.get(key)?.observeInterval(delta);
   }
@@ -677,6 +678,13 @@ export class RouterCore {
       this.#memberChanged(member, true);
     }
     return outcome;
+  }
+
+  /** A report comes after every change of blocks before it, so a feed in step is as new as the report. */
+  #feedIsCurrent(key: WorkerId, at: MonoMs): void {
+    const member = this.members.get(key);
+    if (member === undefined || this.#feeds.get(key)?.synced !== true) return;
+    if (at > member.blocksHeardAt) member.blocksHeardAt = at;
   }
 
   #createFeed(member: Member): BlockFeed {

@@ -78,7 +78,7 @@ export interface Member {
   suspect: boolean;
   appliedSeq: number;
   resyncs: number;
-  /** When its blocks were last known to be up to date. */
+  /** When its blocks were last known to be up to date: by a change of them, or by a report that none came before. */
   blocksHeardAt: MonoMs;
 }
 
