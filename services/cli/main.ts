@@ -4,7 +4,7 @@ import { ConfigError } from "../shared/edge/config.ts";
 import { productVersion } from "../shared/edge/log.ts";
 import { demoPolicies } from "./core/demo-profile.ts";
 import type { PlannedService } from "./core/mesh-plan.ts";
-import { unknownName } from "./core/suggestion.ts";
+import { unknownName } from "../shared/core/suggestion.ts";
 import { exitCodes, processIo } from "./edge/command-io.ts";
 import { doctorCommand, type DoctorOptions } from "./edge/doctor-command.ts";
 import { envoyPrintCommand, type EnvoyPrintFlags } from "./edge/envoy-print.ts";

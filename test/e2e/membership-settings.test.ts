@@ -77,7 +77,7 @@ async function run(
   return { code, out, problems: err.split("\n").filter((line) => line !== "") };
 }
 
-/** For each service: line (of a key that is unknown, its section's), path, and what its message must hold, in any order; no other problem may be printed. */
+/** For each service: line path, and what its message must hold, in any order; no other problem may be printed. */
 const expected: Readonly<
   Record<PlannedService, readonly (readonly [number, string, ...string[]])[]>
 > = {
@@ -86,8 +86,8 @@ const expected: Readonly<
     [3, "router.blockSizeTokens", "1", "0"],
     [4, "router.policy", "kv", "round-robin", "fastest"],
     [7, "router.peers.1", "ip:port", "nowhere"],
-    [9, "router.workers.graceMs", "number", "5s"],
-    [1, "router", 'unknown key "qeue"'],
+    [9, "router.workers.graceMs", "a whole number, at least", "5s"],
+    [10, "router.qeue", 'unknown key "qeue"', "known: ", "hotPort", "got 1"],
   ],
   worker: [
     [12, "worker.workerId", "[A-Za-z0-9._:-]", "no blanks"],
@@ -97,17 +97,17 @@ const expected: Readonly<
     [17, "worker.scrapeIntervalMs", "50", "1"],
   ],
   engine: [
-    [19, "engine.port", "number", "many"],
+    [19, "engine.port", "a whole number, at least 0 and at most 65535", "many"],
     [20, "engine.speedup", "0"],
-    [21, "engine.stepModel", "abacus"],
+    [21, "engine.stepModel", "h100_sxm/llama-3.1-8b/tp1", "a map with the keys c0", "abacus"],
     [23, "engine.events.format", "map", "array", "list"],
-    [18, "engine", 'unknown key "colour"'],
+    [24, "engine.colour", 'unknown key "colour"', "known: ", "kvTokens"],
   ],
   console: [
-    [26, "console.httpPort", "int", "1.5"],
+    [26, "console.httpPort", "a whole number", "1.5"],
     [28, "console.otlp.allowedCidrs", "1"],
     [29, "console.otlp.messageBytesMax", "65536", "1"],
-    [25, "console", 'unknown key "stoer"'],
+    [30, "console.stoer", 'unknown key "stoer"; did you mean "store"? known: store, '],
   ],
 };
 
@@ -123,7 +123,7 @@ for (const service of ["router", "worker", "engine", "console"] as const) {
       for (const part of [path, ...parts]) expect(found[0]).toContain(part);
     }
     const unknown = problems.filter((problem) => problem.startsWith(`${file}:31: `));
-    expect(unknown.join("\n")).toContain('unknown key "consle"');
+    expect(unknown.join("\n")).toContain('unknown key "consle"; did you mean "console"?');
     expect(problems, problems.join("\n")).toHaveLength(expected[service].length + 1);
   });
 }

@@ -1,7 +1,7 @@
 import { MeshError } from "../../shared/core/errors.ts";
 import type { ExplainResponse } from "../../shared/gen/kvmesh/router/v1/router.ts";
 import { explainJson, explainView } from "../core/explain-view.ts";
-import { unknownName } from "../core/suggestion.ts";
+import { unknownName } from "../../shared/core/suggestion.ts";
 import { exitCodes, type CommandIo } from "./command-io.ts";
 import type { DecisionKey, RouterClient } from "./router-client.ts";
 import { connectRouters, type MeshAddress } from "./running-mesh.ts";

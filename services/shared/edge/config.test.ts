@@ -10,6 +10,7 @@ const Schema = z.strictObject({
   policy: z.enum(["kv", "round-robin"]).default("kv"),
   peers: z.array(z.string()).default([]),
   queue: z.strictObject({ depthMax: z.number().int().positive().default(1024) }).prefault({}),
+  steps: z.union([z.enum(["h100", "a100"]), z.strictObject({ c0: z.number().min(0) })]).optional(),
 });
 
 let folder: string;
@@ -86,11 +87,11 @@ describe("resolveConfig", () => {
         yaml: "router:\n  port: 70000\n  queue:\n    depthMax: 0\n  policy: best\n  colour: red\nplaner: {}\n",
       }),
     ).toEqual([
-      'kvmesh.yaml:7: unknown key "planer"; known: mesh, router, worker, engine, console, envoy, cli',
+      'kvmesh.yaml:7: planer: unknown key "planer"; known: mesh, router, worker, engine, console, envoy, cli',
       "kvmesh.yaml:2: router.port: must be at most 65535, got 70000",
       'kvmesh.yaml:5: router.policy: must be one of "kv", "round-robin", got "best"',
       "kvmesh.yaml:4: router.queue.depthMax: must be more than 0, got 0",
-      expect.stringMatching(/^kvmesh\.yaml:1: router: unknown key "colour"/),
+      'kvmesh.yaml:6: router.colour: unknown key "colour"; known: port, policy, peers, queue, steps, got "red"',
     ]);
   });
 
@@ -98,6 +99,79 @@ describe("resolveConfig", () => {
     expect(problemsOf({ env: { KVMESH_ROUTER__PORT: "x" }, sets: ["queue.depthMax=-1"] })).toEqual([
       expect.stringMatching(/^environment: router\.port: /),
       "flag: router.queue.depthMax: must be more than 0, got -1",
+    ]);
+  });
+
+  test("reports an unknown key of a nested map at its own line, the likeliest known one first", () => {
+    expect(problemsOf({ yaml: "router:\n  queue:\n    depthMax: 4\n    dephtMax: 4\n" })).toEqual([
+      'kvmesh.yaml:4: router.queue.dephtMax: unknown key "dephtMax"; did you mean "depthMax"? known: depthMax, got 4',
+    ]);
+    expect(problemsOf({ yaml: "router:\n  peer: []\n" })).toEqual([
+      'kvmesh.yaml:2: router.peer: unknown key "peer"; did you mean "peers"? known: peers, port, policy, queue, steps, got []',
+    ]);
+    expect(problemsOf({ yaml: "rooter: {}\n" })).toEqual([
+      expect.stringContaining(
+        'kvmesh.yaml:1: rooter: unknown key "rooter"; did you mean "router"?',
+      ),
+    ]);
+  });
+
+  test("gives each of several unknown keys its own line", () => {
+    expect(
+      problemsOf({ yaml: "router:\n  one: 1\n  port: 1\n  two: { three: 3 }\n" }).map(
+        (problem) => problem.split(": unknown")[0],
+      ),
+    ).toEqual(["kvmesh.yaml:2: router.one", "kvmesh.yaml:4: router.two"]);
+  });
+
+  test("names where an unknown key came from when it is not the file", () => {
+    const yaml = "router:\n  queue: {}\n";
+    expect(
+      problemsOf({ yaml, env: { KVMESH_ROUTER__QEUE__DEPTH: "3" }, sets: ["queue.deep=1"] }),
+    ).toEqual([
+      expect.stringMatching(/^flag: router\.queue\.deep: unknown key "deep"/),
+      expect.stringMatching(/^environment: router\.qeue: .*did you mean "queue"\?/),
+    ]);
+  });
+
+  test("says for a wrong type what is accepted", () => {
+    expect(
+      problemsOf({
+        yaml: "router:\n  port: many\n  peers: a\n  queue: 3\n  policy: 1\n",
+      }),
+    ).toEqual([
+      'kvmesh.yaml:2: router.port: must be a whole number, at least 0 and at most 65535, got "many"',
+      'kvmesh.yaml:5: router.policy: must be one of "kv", "round-robin", got 1',
+      'kvmesh.yaml:3: router.peers: must be a list, got "a"',
+      "kvmesh.yaml:4: router.queue: must be a map with the keys depthMax, got 3",
+    ]);
+    expect(problemsOf({ yaml: "router:\n  port: 1.5\n" })).toEqual([
+      "kvmesh.yaml:2: router.port: must be a whole number, at least 0 and at most 65535, got 1.5",
+    ]);
+    expect(problemsOf({ yaml: "router:\n  queue: { depthMax: x }\n" })).toEqual([
+      'kvmesh.yaml:2: router.queue.depthMax: must be a whole number, more than 0, got "x"',
+    ]);
+  });
+
+  test("names every choice of a value that may be a name or a map, and looks into the map", () => {
+    expect(problemsOf({ yaml: "router:\n  steps: abacus\n" })).toEqual([
+      'kvmesh.yaml:2: router.steps: must be one of "h100", "a100", or a map with the keys c0, got "abacus"',
+    ]);
+    expect(problemsOf({ yaml: "router:\n  steps:\n    c0: -1\n    c1: 2\n" })).toEqual([
+      "kvmesh.yaml:3: router.steps.c0: must be at least 0, got -1",
+      'kvmesh.yaml:4: router.steps.c1: unknown key "c1"; did you mean "c0"? known: c0, got 2',
+    ]);
+  });
+
+  test("cuts a long value", () => {
+    const [problem = ""] = problemsOf({ yaml: `router:\n  port: ${"x".repeat(5_000)}\n` });
+    expect(problem.length).toBeLessThan(300);
+    expect(problem).toMatch(/x…$/);
+  });
+
+  test("reports a section that is no map", () => {
+    expect(problemsOf({ yaml: "router: 3\n" })).toEqual([
+      "kvmesh.yaml:1: router: must be a map, got 3",
     ]);
   });
 

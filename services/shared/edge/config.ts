@@ -3,6 +3,7 @@ import { resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { LineCounter, isMap, isScalar, parseDocument, type Document } from "yaml";
 import type { z } from "zod";
+import { configProblems, unknownKeyText } from "./config-problems.ts";
 import { productVersion } from "./log.ts";
 
 /** Keys that `kvmesh.yaml` may have, one per service. */
@@ -84,34 +85,6 @@ function lineOf(
   return undefined;
 }
 
-function describe(issue: z.core.$ZodIssue): string {
-  switch (issue.code) {
-    case "unrecognized_keys":
-      return `unknown key ${issue.keys.map((k) => `"${k}"`).join(", ")}`;
-    case "too_small":
-      return `must be ${issue.inclusive === false ? "more than" : "at least"} ${issue.minimum.toString()}`;
-    case "too_big":
-      return `must be ${issue.inclusive === false ? "less than" : "at most"} ${issue.maximum.toString()}`;
-    case "invalid_value":
-      return `must be one of ${issue.values.map((v) => JSON.stringify(v)).join(", ")}`;
-    default:
-      return issue.message;
-  }
-}
-
-function valueAt(tree: unknown, path: readonly PropertyKey[]): unknown {
-  let node = tree;
-  for (const key of path) {
-    if (typeof node !== "object" || node === null) return undefined;
-    node = (node as Record<PropertyKey, unknown>)[key];
-  }
-  return node;
-}
-
-function shown(value: unknown): string {
-  return value === undefined ? "" : `, got ${JSON.stringify(value)}`;
-}
-
 interface Inputs {
   readonly tree: Tree;
   readonly sources: Map<string, ConfigSource>;
@@ -148,15 +121,15 @@ function readFile(
   for (const key of Object.keys(whole)) {
     if (!(configSections as readonly string[]).includes(key)) {
       const line = lineOf(document, lines, [key]) ?? 1;
-      problems.push(
-        `${file}:${line.toString()}: unknown key "${key}"; known: ${configSections.join(", ")}`,
-      );
+      problems.push(`${file}:${line.toString()}: ${key}: ${unknownKeyText(key, configSections)}`);
     }
   }
   const own = (whole as Tree)[service] ?? {};
   if (typeof own !== "object" || Array.isArray(own)) {
     const line = lineOf(document, lines, [service]) ?? 1;
-    problems.push(`${file}:${line.toString()} ${service}: must be a map`);
+    problems.push(
+      `${file}:${line.toString()}: ${service}: must be a map, got ${JSON.stringify(own)}`,
+    );
     return { tree: {}, sources, file, document, lines };
   }
   const mark = (value: unknown, path: string): void => {
@@ -193,6 +166,21 @@ function applyOverrides(
   }
 }
 
+/** Where the value at a path came from; of a map, where the first thing inside it did. */
+function sourceOf(
+  sources: ReadonlyMap<string, ConfigSource>,
+  path: readonly PropertyKey[],
+): ConfigSource | undefined {
+  for (let depth = path.length; depth > 0; depth--) {
+    const text = path.slice(0, depth).map(String).join(".");
+    const source = sources.get(text);
+    if (source !== undefined) return source;
+    if (depth < path.length) continue;
+    for (const [key, inner] of sources) if (key.startsWith(`${text}.`)) return inner;
+  }
+  return undefined;
+}
+
 function freeze<T>(value: T): T {
   if (typeof value === "object" && value !== null && !Object.isFrozen(value)) {
     Object.freeze(value);
@@ -218,18 +206,14 @@ export function resolveConfig<S extends z.ZodType>(options: {
   applyOverrides(inputs, options.service, options.env, options.sets);
   const parsed = options.schema.safeParse(inputs.tree);
   if (!parsed.success) {
-    for (const issue of parsed.error.issues) {
-      const path = issue.path.map(String).join(".");
-      const source = inputs.sources.get(path);
-      const line = lineOf(inputs.document, inputs.lines, [options.service, ...issue.path]);
+    for (const { path, text } of configProblems(options.schema, inputs.tree, parsed.error.issues)) {
+      const source = sourceOf(inputs.sources, path);
+      const line = lineOf(inputs.document, inputs.lines, [options.service, ...path]);
       const where =
         source === "environment" || source === "flag" || line === undefined
           ? (source ?? "settings")
           : `${inputs.file ?? ""}:${line.toString()}`;
-      const full = [options.service, path].filter((p) => p !== "").join(".");
-      problems.push(
-        `${where}: ${full}: ${describe(issue)}${shown(valueAt(inputs.tree, issue.path))}`,
-      );
+      problems.push(`${where}: ${[options.service, ...path.map(String)].join(".")}: ${text}`);
     }
   }
   if (problems.length > 0 || !parsed.success) throw new ConfigError(problems);
