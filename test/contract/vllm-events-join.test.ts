@@ -416,7 +416,7 @@ describe("worker beside a vLLM, joined to routers", () => {
 describe("refusals", () => {
   test.each([
     [16, "bad_proof"],
-    [7, "address_not_allowed"],
+    [7, "caller_not_allowed"], // without an error code of the router's Join handler
     [3, "incompatible"],
     [6, "id_taken"],
     [10, "stale_epoch"],

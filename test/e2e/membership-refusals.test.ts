@@ -209,6 +209,7 @@ describe("a worker is refused, by name and with what to do, and nobody else noti
     const worker = await startWorker(spare, { engine: { advertise } });
     for (const line of await refusedByBoth(worker)) {
       expect(line.refusal).toBe("address_not_allowed"); // PERMISSION_DENIED
+      expect(line.mend).toContain("workers.allowedCidrs");
       expect(line.reason).toContain(
         `engine address ${advertise} lies outside workers.allowedCidrs (127.0.0.1/32)`,
       );
@@ -327,6 +328,18 @@ test("a router answers nothing but health to callers outside its allow-lists", a
       new RegExp(`^kvmesh_router_callers_refused_total\\{service="${service}"\\} [1-9]`, "m"),
     );
   }
+  // A worker that dials it is told of the caller list, not of engine addresses.
+  const worker = await startWorker(spare, { routers: { list: [control] } });
+  const refused = await eventually("the worker says that it is refused", () =>
+    worker
+      .logTail(200)
+      .filter((line) => line.startsWith("{"))
+      .map((line) => JSON.parse(line) as RefusedLine)
+      .find((line) => line.event === "join_refused"),
+  );
+  expect(refused.refusal).toBe("caller_not_allowed");
+  expect(refused.reason).toContain("caller 127.0.0.1");
+  expect(refused.mend).toContain("router.callers.membership");
   // The mesh's own routers take the same caller.
   const open = await statusOf(mesh.controls[0] ?? "", "/kvmesh.router.v1.Router/Explain");
   expect(open.code).not.toBe(status.PERMISSION_DENIED);

@@ -431,6 +431,21 @@ function eventFindings(who: string, engine: EngineFacts, facts: DoctorFacts): Fi
   return [];
 }
 
+/** What to do about each refusal, by the outcome in the worker's metrics. */
+const refusalMends: Readonly<Record<string, string>> = {
+  id_taken: "id_taken: two workers share an id, give one another worker.workerId",
+  address_not_allowed:
+    "address_not_allowed: add the engine's network to router.workers.allowedCidrs",
+  caller_not_allowed:
+    "caller_not_allowed: add the worker's own address to router.callers.membership",
+  bad_proof: "bad_proof: give worker and routers the same mesh.keys (keysFile)",
+  hash_seed: "hash_seed: give worker and routers the same mesh.keys (keysFile)",
+  block_size: "block_size: choose a mesh block size that is a multiple of the engine's",
+  incompatible: "incompatible: worker and routers must agree on block size, model and versions",
+  protocol_version: "protocol_version: run one version of kvmesh",
+  stale_epoch: "stale_epoch: stop the older of two workers with this id",
+};
+
 function memberFindings(member: MemberNotes): Finding[] {
   const findings: Finding[] = [];
   if (member.refusedBy > 0) {
@@ -439,7 +454,9 @@ function memberFindings(member: MemberNotes): Finding[] {
       problem(
         "worker",
         `${member.workerId} is refused by ${member.refusedBy} routers${why}`,
-        "id_taken: two workers share an id; address_not_allowed: its address is outside router.workers.allowedCidrs; bad_proof, hash_seed: mesh.keys differ; block_size: the engine's block does not divide the mesh's; its log says more",
+        [...member.refusals.map((kind) => refusalMends[kind] ?? kind), "its log says more"].join(
+          "; ",
+        ),
       ),
     );
   }

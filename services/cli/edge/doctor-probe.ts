@@ -274,6 +274,7 @@ async function accepts(host: string, port: number): Promise<boolean> {
 const refusalOutcomes = [
   "bad_proof",
   "address_not_allowed",
+  "caller_not_allowed",
   "incompatible",
   "id_taken",
   "stale_epoch",

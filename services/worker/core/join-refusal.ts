@@ -2,6 +2,7 @@
 export type RefusalKind =
   | "bad_proof"
   | "address_not_allowed"
+  | "caller_not_allowed"
   | "incompatible"
   | "id_taken"
   | "stale_epoch"
@@ -21,6 +22,8 @@ const mendings: Readonly<Record<RefusalKind, string>> = {
     "give this worker the router's mesh.keys (worker.keysFile); the join keys in the two files differ",
   address_not_allowed:
     "add the engine's network to workers.allowedCidrs of the routers, or set worker.engine.advertise to an address inside it",
+  caller_not_allowed:
+    "add this worker's address, which the router's message names, to router.callers.membership of the routers",
   incompatible:
     "see the router's message; worker and router must agree on block size and hash seed",
   id_taken: "give this worker another worker.workerId, or stop the process that holds this one",
@@ -40,13 +43,29 @@ export function joinRefusal(kind: RefusalKind, message: string): JoinRefusal {
 const byStatus: ReadonlyMap<number, RefusalKind> = new Map<number, RefusalKind>([
   [3, "incompatible"],
   [6, "id_taken"],
-  [7, "address_not_allowed"],
   [10, "stale_epoch"],
   [16, "bad_proof"],
 ]);
+const permissionDenied = 7;
 
-/** The refusal that a stream's end means, or `undefined` for a fault that trying again may cure. */
-export function refusalOfStatus(code: number, details: string): JoinRefusal | undefined {
+/** How a router, or something before it, ended a stream. */
+export interface StreamEnd {
+  /** gRPC status code. */
+  readonly code: number;
+  readonly details: string;
+  /** The router's own name for the error (`kvmesh-error-code`); `undefined` when its Join handler did not speak. */
+  readonly errorCode: string | undefined;
+}
+
+/**
+ * The refusal that a stream's end means, or `undefined` for a fault that trying again may cure. A hello refused for the
+ * engine's address carries the router's error code; a caller off the allow-list never gets as far as the handler.
+ */
+export function refusalOfEnd({ code, details, errorCode }: StreamEnd): JoinRefusal | undefined {
+  if (code === permissionDenied) {
+    const kind = errorCode === undefined ? "caller_not_allowed" : "address_not_allowed";
+    return joinRefusal(kind, details);
+  }
   const kind = byStatus.get(code);
   return kind === undefined ? undefined : joinRefusal(kind, details);
 }

@@ -11,7 +11,7 @@ import {
   type JoinResponse,
 } from "../../shared/gen/kvmesh/worker/v1/worker.ts";
 import { ClockOffset } from "../core/clock-offset.ts";
-import { refusalOfStatus, type JoinRefusal } from "../core/join-refusal.ts";
+import { refusalOfEnd, type JoinRefusal } from "../core/join-refusal.ts";
 import { JoinStream, type JoinEnd, type JoinLimits, type JoinMember } from "../core/join-stream.ts";
 import type { workerMetrics } from "../metrics.ts";
 import { toHello, toJoinInput, toJoinRequest, type HelloFacts } from "./join-wire.ts";
@@ -282,7 +282,8 @@ export class RouterLink {
 
   #endOf(ending: StatusObject): SessionEnd {
     if (this.#leaving) return { kind: "left" };
-    const refusal = refusalOfStatus(ending.code, ending.details);
+    const errorCode = ending.metadata.get("kvmesh-error-code")[0]?.toString();
+    const refusal = refusalOfEnd({ code: ending.code, details: ending.details, errorCode });
     if (refusal !== undefined) return { kind: "refused", refusal };
     const outcome = this.stream.isDraining ? "router_drained" : status[ending.code];
     return { kind: "fault", outcome: outcome.toLowerCase(), message: ending.details };
