@@ -1,54 +1,30 @@
 import { HpackDecoder } from "../hpack/decoder.ts";
 import type { HeaderList } from "../hpack/header-list.ts";
 import type { BufferPool } from "./buffer-pool.ts";
-import { ClosedStreams } from "./closed-streams.ts";
+import { ClosedStreams, type ClosedHow } from "./closed-streams.ts";
+import { frameFlag, frameType, h2Error, int31Max, settingId } from "./codes.ts";
+import { ConnectionDeadlines } from "./deadlines.ts";
 import {
-  defaultFrameBytesMax,
-  defaultWindowBytes,
-  frameFlag,
-  frameType,
-  h2Error,
-  int31Max,
-  settingId,
-} from "./codes.ts";
+  connectionFault,
+  flowControlFault,
+  frameSizeFault,
+  protocolFault,
+  streamFault,
+  type ConnectionEnd,
+  type Fault,
+  type StreamFault,
+} from "./faults.ts";
 import { FloodGuard } from "./flood-guard.ts";
 import type { FrameOutput } from "./frame-output.ts";
 import { FrameReader, type FrameSink } from "./frame-reader.ts";
+import { checkFrame } from "./frame-rules.ts";
 import { HeaderAssembly } from "./header-assembly.ts";
 import type { FloodKind, H2Limits } from "./limits.ts";
+import { uint31 } from "./octets.ts";
 import { PeerSettings } from "./peer-settings.ts";
+import { ReceiveSide } from "./receive-side.ts";
 import { SendSide } from "./send-side.ts";
 import { H2Stream, type StreamEnd } from "./stream.ts";
-
-/** Why a stream was refused or reset by this side. */
-export type StreamFault =
-  | "concurrent_streams"
-  | "malformed_request"
-  | "stream_protocol_error"
-  | "stream_flow_control"
-  | "stream_closed"
-  | "stream_queue_full"
-  | "memory_full"
-  | "send_stalled";
-
-/** Why a connection ended. */
-export type ConnectionEnd =
-  | FloodKind
-  | "protocol_error"
-  | "frame_size_error"
-  | "flow_control_error"
-  | "compression_error"
-  | "header_block_too_large"
-  | "continuation_flood"
-  | "preface_invalid"
-  | "preface_timeout"
-  | "header_block_timeout"
-  | "keepalive_timeout"
-  | "idle"
-  | "drained"
-  | "client_left"
-  | "socket_closed"
-  | "write_stalled";
 
 /** What a connection tells whoever serves it. */
 export interface ConnectionListener {
@@ -62,15 +38,6 @@ const keepalivePing = Uint8Array.of(0x6b, 0x65, 0x65, 0x70, 0, 0, 0, 0);
 const drainPing = Uint8Array.of(0x64, 0x72, 0x61, 0x69, 0x6e, 0, 0, 0);
 /** How long a drain waits for its PING's answer before it names the last stream, ms. */
 const drainPingMsMax = 1_000;
-
-function uint31(bytes: Uint8Array, at: number): number {
-  return (
-    (((bytes[at] as number) & 0x7f) << 24) |
-    ((bytes[at + 1] as number) << 16) |
-    ((bytes[at + 2] as number) << 8) |
-    (bytes[at + 3] as number)
-  );
-}
 
 /**
  * The server's end of one HTTP/2 connection (RFC 9113), without socket and clock: bytes and the time go in, frames
@@ -86,22 +53,14 @@ export class H2Connection implements FrameSink {
   readonly #decoder: HpackDecoder;
   readonly #assembly: HeaderAssembly;
   readonly #peer = new PeerSettings();
+  readonly #receiver: ReceiveSide;
   readonly #sender: SendSide;
   readonly #floods: FloodGuard;
+  readonly #deadlines: ConnectionDeadlines;
   readonly #closed = new ClosedStreams();
   readonly #streams = new Map<number, H2Stream>();
   #now: number;
-  readonly #startedAt: number;
-  #heardAt: number;
-  #streamsAt: number;
-  /** Since when a frame or header block has been incomplete, or undefined. */
-  #cutOffSince: number | undefined;
-  #pingedAt: number | undefined;
   #lastStreamId = 0;
-  #receiveWindow: number;
-  #unreturned = 0;
-  /** What new streams may receive; the default counts until the client has acknowledged a smaller one. */
-  #streamWindow: number;
   #hasSettings = false;
   #isAcknowledged = false;
   #hasClientLeft = false;
@@ -126,6 +85,7 @@ export class H2Connection implements FrameSink {
     this.#limits = limits;
     this.#listener = options.listener;
     this.output = output;
+    this.#now = now;
     this.#reader = new FrameReader(this);
     this.#decoder = new HpackDecoder({
       tableBytesMax: limits.headerTableBytesMax,
@@ -134,12 +94,14 @@ export class H2Connection implements FrameSink {
     });
     this.#assembly = new HeaderAssembly(limits.headerBlockBytesMax, limits.continuationsMax);
     this.#floods = new FloodGuard(limits.floods, now);
-    this.#now = now;
-    this.#startedAt = now;
-    this.#heardAt = now;
-    this.#streamsAt = now;
-    this.#receiveWindow = Math.max(defaultWindowBytes, limits.connectionWindowBytes);
-    this.#streamWindow = Math.max(defaultWindowBytes, limits.streamWindowBytes);
+    this.#deadlines = new ConnectionDeadlines(limits, now);
+    output.settings([
+      [settingId.headerTableSize, limits.headerTableBytesMax],
+      [settingId.maxConcurrentStreams, limits.concurrentStreamsMax],
+      [settingId.initialWindowSize, limits.streamWindowBytes],
+      [settingId.maxHeaderListSize, limits.headerListBytesMax],
+    ]);
+    this.#receiver = new ReceiveSide(output, limits);
     this.#sender = new SendSide({
       out: output,
       limits,
@@ -149,14 +111,6 @@ export class H2Connection implements FrameSink {
         this.#answered(stream);
       },
     });
-    output.settings([
-      [settingId.headerTableSize, limits.headerTableBytesMax],
-      [settingId.maxConcurrentStreams, limits.concurrentStreamsMax],
-      [settingId.initialWindowSize, limits.streamWindowBytes],
-      [settingId.maxHeaderListSize, limits.headerListBytesMax],
-    ]);
-    const more = this.#receiveWindow - defaultWindowBytes;
-    if (more > 0) output.windowUpdate(0, more);
   }
 
   /** Why the connection is over: write what is left in `output`, then close the socket. Undefined while it is not. */
@@ -177,40 +131,20 @@ export class H2Connection implements FrameSink {
   /** Reads what has come, `bytes[0, end)`. */
   receive(bytes: Uint8Array, end: number, now: number): void {
     this.#now = now;
-    this.#heardAt = now;
-    this.#pingedAt = undefined;
     this.#reader.receive(bytes, end);
-    if (this.#reader.isCutOff || this.#assembly.streamId !== 0) this.#cutOffSince ??= now;
-    else this.#cutOffSince = undefined;
+    this.#deadlines.heard(this.#reader.isCutOff || this.#assembly.streamId !== 0, now);
   }
 
   /** Checks the deadlines; call it a few times a second. */
   tick(now: number): void {
     this.#now = now;
     if (this.#end !== undefined) return;
-    const limits = this.#limits;
-    if (!this.#hasSettings && now - this.#startedAt > limits.prefaceMsMax) {
-      this.#fail(h2Error.protocol, "preface_timeout", "no preface in time");
-    } else if (
-      this.#cutOffSince !== undefined &&
-      now - this.#cutOffSince > limits.headerBlockMsMax
-    ) {
-      this.#fail(h2Error.enhanceYourCalm, "header_block_timeout", "frame not completed in time");
-    } else if (this.#pingedAt !== undefined && now - this.#pingedAt > limits.keepaliveTimeoutMs) {
-      this.#fail(h2Error.none, "keepalive_timeout", "no answer to PING");
-    } else if (this.#drain === "announced" && now - this.#drainedAt > drainPingMsMax) {
-      this.#nameLast();
-    }
-    if (this.#streams.size > 0) this.#streamsAt = now;
-    else if (limits.idleMsMax > 0 && now - this.#streamsAt > limits.idleMsMax) {
-      this.#fail(h2Error.none, "idle", "idle");
-    }
-    if (this.#pingedAt === undefined && now - this.#heardAt > limits.keepaliveMs) {
-      this.#pingedAt = now;
-      this.output.ping(false, keepalivePing, 0);
-    }
+    const action = this.#deadlines.check(now, this.#hasSettings, this.#streams.size > 0);
+    if (action === "ping") this.output.ping(false, keepalivePing, 0);
+    else this.#apply(action);
+    if (this.#drain === "announced" && now - this.#drainedAt > drainPingMsMax) this.#nameLast();
     for (const stream of this.#sender.waiting) {
-      if (now - stream.movedAt > limits.sendStallMsMax) {
+      if (now - stream.movedAt > this.#limits.sendStallMsMax) {
         this.reset(stream, h2Error.cancel, "send_stalled");
       }
     }
@@ -273,7 +207,7 @@ export class H2Connection implements FrameSink {
     }
   }
 
-  #finish(stream: H2Stream, how: StreamEnd, closed: "early" | "both_ended" | "client_reset"): void {
+  #finish(stream: H2Stream, how: StreamEnd, closed: ClosedHow): void {
     stream.isClosed = true;
     this.#streams.delete(stream.id);
     this.#closed.add(stream.id, closed);
@@ -292,7 +226,8 @@ export class H2Connection implements FrameSink {
   #over(why: ConnectionEnd): void {
     this.#end = why;
     this.#reader.stop();
-    const streams = [...this.#streams.values()];
+    this.#dataStream = undefined;
+    const streams = this.streams();
     this.#streams.clear();
     for (const stream of streams) {
       stream.isClosed = true;
@@ -301,108 +236,89 @@ export class H2Connection implements FrameSink {
     }
   }
 
-  #fail(code: number, why: ConnectionEnd, text: string): void {
-    if (this.#end !== undefined) return;
-    this.output.goaway(this.#lastStreamId, code, text);
-    this.#over(why);
-  }
-
-  #protocol(text: string): void {
-    this.#fail(h2Error.protocol, "protocol_error", text);
-  }
-
-  #flood(kind: FloodKind): boolean {
-    if (this.#floods.take(kind, this.#now)) return false;
-    this.#fail(h2Error.enhanceYourCalm, kind, kind);
-    return true;
-  }
-
-  /** Answers what a client did wrong on one stream. */
-  #streamError(streamId: number, code: number, fault: StreamFault): void {
-    if (this.#flood("stream_errors")) return;
-    const stream = this.#streams.get(streamId);
-    if (stream !== undefined) {
-      this.reset(stream, code, fault);
+  #apply(fault: Fault | undefined): void {
+    if (fault === undefined || this.#end !== undefined) return;
+    if (fault.scope === "connection") {
+      this.output.goaway(this.#lastStreamId, fault.code, fault.text);
+      this.#over(fault.end);
       return;
     }
-    this.output.rstStream(streamId, code);
-    this.#closed.add(streamId, "early");
-    this.#listener.onStreamFault(fault);
+    const flood = this.#flood("stream_errors");
+    if (flood !== undefined) {
+      this.#apply(flood);
+      return;
+    }
+    const stream = this.#streams.get(fault.streamId);
+    if (stream !== undefined) {
+      this.reset(stream, fault.code, fault.fault);
+      return;
+    }
+    this.output.rstStream(fault.streamId, fault.code);
+    this.#closed.add(fault.streamId, "early");
+    this.#listener.onStreamFault(fault.fault);
   }
 
+  #flood(kind: FloodKind): Fault | undefined {
+    return this.#floods.take(kind, this.#now)
+      ? undefined
+      : connectionFault(h2Error.enhanceYourCalm, kind, kind);
+  }
+
+  /** Whether a stream was never opened. */
+  #isIdle(streamId: number): boolean {
+    return (streamId & 1) === 0 || streamId > this.#lastStreamId;
+  }
+
+  // What follows is called by the reader.
   badPreface(): void {
-    this.#fail(h2Error.protocol, "preface_invalid", "not HTTP/2");
+    this.#apply(connectionFault(h2Error.protocol, "preface_invalid", "not HTTP/2"));
   }
 
-  frameStarts(type: number, _flags: number, streamId: number, length: number): void {
-    if (length > defaultFrameBytesMax) {
-      this.#fail(h2Error.frameSize, "frame_size_error", `frame of ${length} bytes`);
-    } else if (!this.#hasSettings && type !== frameType.settings) {
-      this.#protocol("the first frame is not SETTINGS");
-    } else if (this.#assembly.streamId !== 0) {
-      if (type !== frameType.continuation || streamId !== this.#assembly.streamId) {
-        this.#protocol("a frame inside a header block");
-      }
-    } else if (type === frameType.continuation) this.#protocol("CONTINUATION without HEADERS");
+  frameStarts(type: number, flags: number, streamId: number, length: number): void {
+    const fault = checkFrame(type, flags, streamId, length) ?? this.#checkOrder(type, streamId);
+    if (fault !== undefined) this.#apply(fault);
+  }
+
+  #checkOrder(type: number, streamId: number): Fault | undefined {
+    if (!this.#hasSettings && type !== frameType.settings) {
+      return protocolFault("the first frame is not SETTINGS");
+    }
+    const blockStreamId = this.#assembly.streamId;
+    if (blockStreamId === 0) {
+      return type === frameType.continuation
+        ? protocolFault("CONTINUATION without HEADERS")
+        : undefined;
+    }
+    return type !== frameType.continuation || streamId !== blockStreamId
+      ? protocolFault("another frame inside a header block")
+      : undefined;
   }
 
   dataStarts(streamId: number, flags: number, length: number, padding: number): void {
-    this.#dataStream = undefined;
     this.#dataFlags = flags;
-    if (streamId === 0) {
-      this.#protocol("DATA on stream 0");
-      return;
-    }
-    if (padding < 0) {
-      this.#protocol("padding longer than its frame");
-      return;
-    }
-    this.#receiveWindow -= length;
-    if (this.#receiveWindow < 0) {
-      this.#fail(h2Error.flowControl, "flow_control_error", "connection window exceeded");
-      return;
-    }
-    this.#returnToConnection(length);
-    const stream = this.#streams.get(streamId);
-    if (stream === undefined) {
-      this.#dataOnClosed(streamId);
-      return;
-    }
-    if (stream.isRemoteEnded) {
-      this.#streamError(streamId, h2Error.streamClosed, "stream_closed");
-      return;
-    }
-    if (
-      length === padding &&
-      (flags & frameFlag.endStream) === 0 &&
-      this.#flood("empty_data_flood")
-    )
-      return;
-    stream.receiveWindow -= length;
-    stream.unreturned += length;
-    if (stream.receiveWindow < 0) {
-      this.#streamError(streamId, h2Error.flowControl, "stream_flow_control");
-      return;
-    }
-    if (stream.contentLeft >= 0) {
-      stream.contentLeft -= length - padding;
-      const isEnd = (flags & frameFlag.endStream) !== 0;
-      if (stream.contentLeft < 0 || (isEnd && stream.contentLeft > 0)) {
-        this.#streamError(streamId, h2Error.protocol, "malformed_request");
-        return;
-      }
-    }
-    this.#dataStream = stream;
+    this.#dataStream = this.#streams.get(streamId);
+    const fault = this.#judgeData(streamId, flags, length, padding);
+    if (fault === undefined) return;
+    this.#apply(fault);
+    this.#dataStream = undefined;
   }
 
-  #dataOnClosed(streamId: number): void {
-    if ((streamId & 1) === 0 || streamId > this.#lastStreamId) {
-      this.#protocol("DATA on an idle stream");
-      return;
+  #judgeData(streamId: number, flags: number, length: number, padding: number): Fault | undefined {
+    if (padding < 0) return protocolFault("padding longer than its frame");
+    const counted = this.#receiver.count(length);
+    if (counted !== undefined) return counted;
+    const stream = this.#dataStream;
+    if (stream === undefined) {
+      if (this.#isIdle(streamId)) return protocolFault("DATA on an idle stream");
+      if (this.#closed.find(streamId) === "early") return undefined;
+      return streamFault(streamId, h2Error.streamClosed, "stream_closed");
     }
-    if (this.#closed.find(streamId) !== "early") {
-      this.#streamError(streamId, h2Error.streamClosed, "stream_closed");
+    if (stream.isRemoteEnded) return streamFault(streamId, h2Error.streamClosed, "stream_closed");
+    if (length === padding && (flags & frameFlag.endStream) === 0) {
+      const flood = this.#flood("empty_data_flood");
+      if (flood !== undefined) return flood;
     }
+    return this.#receiver.countStream(stream, flags, length, length - padding);
   }
 
   data(bytes: Uint8Array, start: number, end: number): void {
@@ -416,19 +332,7 @@ export class H2Connection implements FrameSink {
     if ((this.#dataFlags & frameFlag.endStream) !== 0) {
       stream.isRemoteEnded = true;
       stream.listener?.onEnd();
-    } else if (stream.unreturned >= this.#limits.streamWindowBytes >>> 1) {
-      this.output.windowUpdate(stream.id, stream.unreturned);
-      stream.receiveWindow += stream.unreturned;
-      stream.unreturned = 0;
-    }
-  }
-
-  #returnToConnection(length: number): void {
-    this.#unreturned += length;
-    if (this.#unreturned < this.#limits.connectionWindowBytes >>> 1) return;
-    this.output.windowUpdate(0, this.#unreturned);
-    this.#receiveWindow += this.#unreturned;
-    this.#unreturned = 0;
+    } else this.#receiver.giveBack(stream);
   }
 
   frame(
@@ -439,45 +343,41 @@ export class H2Connection implements FrameSink {
     start: number,
     end: number,
   ): void {
+    const fault = this.#frame(type, flags, streamId, bytes, start, end);
+    if (fault !== undefined) this.#apply(fault);
+  }
+
+  #frame(
+    type: number,
+    flags: number,
+    streamId: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): Fault | undefined {
     switch (type) {
-      case frameType.headers: {
-        this.#headersFrame(flags, streamId, bytes, start, end);
-        return;
-      }
-      case frameType.continuation: {
-        this.#addToBlock(flags, bytes, start, end);
-        return;
-      }
-      case frameType.windowUpdate: {
-        this.#windowUpdate(streamId, bytes, start, end);
-        return;
-      }
-      case frameType.rstStream: {
-        this.#rstStream(streamId, end - start);
-        return;
-      }
-      case frameType.settings: {
-        this.#settings(flags, streamId, bytes, start, end);
-        return;
-      }
-      case frameType.ping: {
-        this.#ping(flags, streamId, bytes, start, end);
-        return;
-      }
-      case frameType.goaway: {
-        this.#goaway(streamId, end - start);
-        return;
-      }
-      case frameType.priority: {
-        this.#priority(streamId, bytes, start, end);
-        return;
-      }
-      case frameType.pushPromise: {
-        this.#protocol("PUSH_PROMISE from a client");
-        return;
-      }
+      case frameType.headers:
+        return this.#headersFrame(flags, streamId, bytes, start, end);
+      case frameType.continuation:
+        return this.#addToBlock(flags, bytes, start, end);
+      case frameType.windowUpdate:
+        return this.#windowUpdate(streamId, uint31(bytes, start));
+      case frameType.rstStream:
+        return this.#rstStream(streamId);
+      case frameType.settings:
+        return (flags & frameFlag.ack) !== 0
+          ? this.#settingsAck()
+          : this.#settings(bytes, start, end);
+      case frameType.ping:
+        return this.#ping(flags, bytes, start);
+      case frameType.goaway:
+        this.#hasClientLeft = true;
+        this.#endIfDone();
+        return undefined;
+      case frameType.priority:
+        return this.#priority(streamId, bytes, start, end);
       default:
-        this.#flood("unknown_frame_flood");
+        return this.#flood("unknown_frame_flood");
     }
   }
 
@@ -487,256 +387,158 @@ export class H2Connection implements FrameSink {
     bytes: Uint8Array,
     start: number,
     end: number,
-  ): void {
-    if (streamId === 0 || (streamId & 1) === 0) {
-      this.#protocol(`HEADERS on stream ${streamId}`);
-      return;
-    }
+  ): Fault | undefined {
+    if ((streamId & 1) === 0) return protocolFault(`HEADERS on stream ${streamId}`);
     if ((flags & frameFlag.padded) !== 0) {
-      if (start === end) {
-        this.#frameSize("HEADERS without its padding length");
-        return;
-      }
-      const padding = bytes[start] as number;
+      if (start === end) return frameSizeFault("HEADERS without its padding length");
+      end -= bytes[start] as number;
       start++;
-      end -= padding;
     }
     let dependsOnItself = false;
     if ((flags & frameFlag.priority) !== 0) {
       dependsOnItself = end - start >= 5 && uint31(bytes, start) === streamId;
       start += 5;
     }
-    if (end < start) {
-      this.#protocol("padding or priority longer than its frame");
-      return;
-    }
+    if (end < start) return protocolFault("padding or priority longer than its frame");
     if ((flags & frameFlag.endHeaders) === 0) {
       this.#assembly.begin(streamId, flags);
-      this.#addToBlock(0, bytes, start, end);
-      return;
+      return this.#addToBlock(0, bytes, start, end);
     }
-    const list = this.#decode(bytes, start, end);
-    if (list === undefined) return;
+    const list = this.#decoder.decode(bytes, start, end);
+    if (list === undefined) return this.#compressionFault();
     if (dependsOnItself) {
-      this.#selfDependent(streamId);
-      return;
+      this.#lastStreamId = Math.max(this.#lastStreamId, streamId);
+      return streamFault(streamId, h2Error.protocol, "stream_protocol_error");
     }
-    this.#headers(streamId, flags, list);
+    return this.#headers(streamId, flags, list);
   }
 
-  #selfDependent(streamId: number): void {
-    if (streamId > this.#lastStreamId) this.#lastStreamId = streamId;
-    this.#streamError(streamId, h2Error.protocol, "stream_protocol_error");
-  }
-
-  #addToBlock(flags: number, bytes: Uint8Array, start: number, end: number): void {
+  #addToBlock(flags: number, bytes: Uint8Array, start: number, end: number): Fault | undefined {
     const assembly = this.#assembly;
     const fault = assembly.add(bytes, start, end);
-    if (fault !== undefined) {
-      this.#fail(h2Error.enhanceYourCalm, fault, fault);
-      return;
-    }
-    if ((flags & frameFlag.endHeaders) === 0) return;
+    if (fault !== undefined) return connectionFault(h2Error.enhanceYourCalm, fault, fault);
+    if ((flags & frameFlag.endHeaders) === 0) return undefined;
     const { streamId, flags: firstFlags } = assembly;
-    const list = this.#decode(assembly.bytes, 0, assembly.length);
+    const list = this.#decoder.decode(assembly.bytes, 0, assembly.length);
     assembly.done();
-    if (list !== undefined) this.#headers(streamId, firstFlags, list);
+    if (list === undefined) return this.#compressionFault();
+    return this.#headers(streamId, firstFlags, list);
   }
 
-  #decode(bytes: Uint8Array, start: number, end: number): HeaderList | undefined {
-    const list = this.#decoder.decode(bytes, start, end);
-    if (list === undefined) {
-      this.#fail(h2Error.compression, "compression_error", this.#decoder.error);
-    }
-    return list;
+  #compressionFault(): Fault {
+    return connectionFault(h2Error.compression, "compression_error", this.#decoder.error);
   }
 
-  #headers(streamId: number, flags: number, list: HeaderList): void {
-    if (streamId <= this.#lastStreamId) {
-      this.#laterHeaders(streamId, flags, list);
-      return;
-    }
+  #headers(streamId: number, flags: number, list: HeaderList): Fault | undefined {
+    if (streamId <= this.#lastStreamId) return this.#laterHeaders(streamId, flags, list);
     this.#lastStreamId = streamId;
     if (streamId > this.#lastServed) {
       this.#closed.add(streamId, "early");
-      return;
+      return undefined;
     }
     if (this.#streams.size >= this.#limits.concurrentStreamsMax) {
-      this.#streamError(streamId, h2Error.refusedStream, "concurrent_streams");
-      return;
+      return streamFault(streamId, h2Error.refusedStream, "concurrent_streams");
     }
     const isEnd = (flags & frameFlag.endStream) !== 0;
     if (list.requestProblem() !== undefined || (isEnd && list.contentLength > 0)) {
-      this.#streamError(streamId, h2Error.protocol, "malformed_request");
-      return;
+      return streamFault(streamId, h2Error.protocol, "malformed_request");
     }
     const stream = new H2Stream({
       id: streamId,
       headers: list,
       sendWindow: this.#peer.initialWindowBytes,
-      receiveWindow: this.#streamWindow,
+      receiveWindow: this.#receiver.streamWindow,
     });
     this.#streams.set(streamId, stream);
     stream.isRemoteEnded = isEnd;
     this.#listener.onStream(stream);
     if (isEnd && !stream.isClosed) stream.listener?.onEnd();
+    return undefined;
   }
 
   /** HEADERS on a stream that was opened before: trailers, or a mistake. */
-  #laterHeaders(streamId: number, flags: number, list: HeaderList): void {
+  #laterHeaders(streamId: number, flags: number, list: HeaderList): Fault | undefined {
     const stream = this.#streams.get(streamId);
     if (stream === undefined) {
       switch (this.#closed.find(streamId)) {
         case "early":
-          return;
-        case "client_reset": {
-          this.#streamError(streamId, h2Error.streamClosed, "stream_closed");
-          return;
-        }
-        case "both_ended": {
-          this.#fail(h2Error.streamClosed, "protocol_error", "HEADERS on a closed stream");
-          return;
-        }
-        case undefined: {
-          this.#protocol(`stream ${streamId} opened out of order`);
-          return;
-        }
+          return undefined;
+        case "client_reset":
+          return streamFault(streamId, h2Error.streamClosed, "stream_closed");
+        case "both_ended":
+          return connectionFault(h2Error.streamClosed, "protocol_error", "HEADERS after the end");
+        case undefined:
+          return protocolFault(`stream ${streamId} opened out of order`);
       }
     }
-    if (stream.isRemoteEnded) {
-      this.#streamError(streamId, h2Error.streamClosed, "stream_closed");
-      return;
-    }
+    if (stream.isRemoteEnded) return streamFault(streamId, h2Error.streamClosed, "stream_closed");
     const isEnd = (flags & frameFlag.endStream) !== 0;
     if (!isEnd || list.trailerProblem() !== undefined || stream.contentLeft > 0) {
-      this.#streamError(streamId, h2Error.protocol, "malformed_request");
-      return;
+      return streamFault(streamId, h2Error.protocol, "malformed_request");
     }
     stream.isRemoteEnded = true;
     stream.listener?.onEnd();
+    return undefined;
   }
 
-  #frameSize(text: string): void {
-    this.#fail(h2Error.frameSize, "frame_size_error", text);
-  }
-
-  /** Whether a stream was never opened. */
-  #isIdle(streamId: number): boolean {
-    return (streamId & 1) === 0 || streamId > this.#lastStreamId;
-  }
-
-  #windowUpdate(streamId: number, bytes: Uint8Array, start: number, end: number): void {
-    if (end - start !== 4) {
-      this.#frameSize("WINDOW_UPDATE of a wrong length");
-      return;
-    }
-    if (this.#flood("window_update_flood")) return;
-    const increment = uint31(bytes, start);
+  #windowUpdate(streamId: number, increment: number): Fault | undefined {
+    const flood = this.#flood("window_update_flood");
+    if (flood !== undefined) return flood;
     if (streamId === 0) {
-      if (increment === 0) {
-        this.#protocol("WINDOW_UPDATE by 0");
-        return;
-      }
-      if (!this.#sender.connectionUpdate(increment, this.#now)) {
-        this.#fail(h2Error.flowControl, "flow_control_error", "window above 2^31-1");
-      }
-      return;
+      if (increment === 0) return protocolFault("WINDOW_UPDATE by 0");
+      return this.#sender.connectionUpdate(increment, this.#now)
+        ? undefined
+        : flowControlFault("window above 2^31-1");
     }
-    if (this.#isIdle(streamId)) {
-      this.#protocol("WINDOW_UPDATE on an idle stream");
-      return;
-    }
+    if (this.#isIdle(streamId)) return protocolFault("WINDOW_UPDATE on an idle stream");
     const stream = this.#streams.get(streamId);
-    if (stream === undefined) return;
-    if (increment === 0) {
-      this.#streamError(streamId, h2Error.protocol, "stream_protocol_error");
-      return;
-    }
-    if (!this.#sender.streamUpdate(stream, increment, this.#now)) {
-      this.#streamError(streamId, h2Error.flowControl, "stream_flow_control");
-    }
+    if (stream === undefined) return undefined;
+    if (increment === 0) return streamFault(streamId, h2Error.protocol, "stream_protocol_error");
+    return this.#sender.streamUpdate(stream, increment, this.#now)
+      ? undefined
+      : streamFault(streamId, h2Error.flowControl, "stream_flow_control");
   }
 
-  #rstStream(streamId: number, length: number): void {
-    if (length !== 4) {
-      this.#frameSize("RST_STREAM of a wrong length");
-      return;
-    }
-    if (streamId === 0) {
-      this.#protocol("RST_STREAM on stream 0");
-      return;
-    }
-    if (this.#isIdle(streamId)) {
-      this.#protocol("RST_STREAM on an idle stream");
-      return;
-    }
-    if (this.#flood("rapid_reset")) return;
+  #rstStream(streamId: number): Fault | undefined {
+    if (this.#isIdle(streamId)) return protocolFault("RST_STREAM on an idle stream");
+    const flood = this.#flood("rapid_reset");
+    if (flood !== undefined) return flood;
     const stream = this.#streams.get(streamId);
     if (stream !== undefined) this.#finish(stream, "reset", "client_reset");
+    return undefined;
   }
 
-  #settings(flags: number, streamId: number, bytes: Uint8Array, start: number, end: number): void {
-    if (streamId !== 0) {
-      this.#protocol("SETTINGS on a stream");
-      return;
-    }
-    if ((flags & frameFlag.ack) !== 0) {
-      if (end !== start) {
-        this.#frameSize("acknowledgement with a payload");
-        return;
-      }
-      this.#acknowledged();
-      return;
-    }
-    if ((end - start) % 6 !== 0) {
-      this.#frameSize("SETTINGS of a wrong length");
-      return;
-    }
-    if (this.#flood("settings_flood")) return;
+  #settings(bytes: Uint8Array, start: number, end: number): Fault | undefined {
+    const flood = this.#flood("settings_flood");
+    if (flood !== undefined) return flood;
     this.#hasSettings = true;
     const before = this.#peer.initialWindowBytes;
     const error = this.#peer.read(bytes, start, end);
-    if (error !== h2Error.none) {
-      const why = error === h2Error.flowControl ? "flow_control_error" : "protocol_error";
-      this.#fail(error, why, "SETTINGS out of range");
-      return;
-    }
+    if (error === h2Error.flowControl) return flowControlFault("initial window above 2^31-1");
+    if (error !== h2Error.none) return protocolFault("a setting is out of range");
     this.output.settingsAck();
     const change = this.#peer.initialWindowBytes - before;
-    if (change === 0) return;
-    if (!this.#sender.initialWindowChanged(this.#streams.values(), change, this.#now)) {
-      this.#fail(h2Error.flowControl, "flow_control_error", "window above 2^31-1");
-    }
+    if (change === 0) return undefined;
+    return this.#sender.initialWindowChanged(this.#streams.values(), change, this.#now)
+      ? undefined
+      : flowControlFault("window above 2^31-1");
   }
 
-  /** The client knows our settings now: a stream window below the default holds from here on. */
-  #acknowledged(): void {
-    if (!this.#hasSettings) {
-      this.#protocol("the first frame acknowledges SETTINGS");
-      return;
-    }
-    if (this.#isAcknowledged) return;
+  #settingsAck(): Fault | undefined {
+    if (!this.#hasSettings) return protocolFault("the first frame acknowledges SETTINGS");
+    if (!this.#isAcknowledged) this.#receiver.acknowledged(this.#streams.values());
     this.#isAcknowledged = true;
-    const change = this.#limits.streamWindowBytes - this.#streamWindow;
-    this.#streamWindow += change;
-    for (const stream of this.#streams.values()) stream.receiveWindow += change;
+    return undefined;
   }
 
-  #ping(flags: number, streamId: number, bytes: Uint8Array, start: number, end: number): void {
-    if (streamId !== 0) {
-      this.#protocol("PING on a stream");
-      return;
-    }
-    if (end - start !== 8) {
-      this.#frameSize("PING of a wrong length");
-      return;
-    }
+  #ping(flags: number, bytes: Uint8Array, start: number): Fault | undefined {
     if ((flags & frameFlag.ack) !== 0) {
-      const isDrain = bytes[start] === drainPing[0] && this.#drain === "announced";
-      if (isDrain) this.#nameLast();
-      return;
+      if (this.#drain === "announced" && bytes[start] === drainPing[0]) this.#nameLast();
+      return undefined;
     }
-    if (!this.#flood("ping_flood")) this.output.ping(true, bytes, start);
+    const flood = this.#flood("ping_flood");
+    if (flood === undefined) this.output.ping(true, bytes, start);
+    return flood;
   }
 
   /** Second half of a drain: every stream the client can have opened before it knew has come. */
@@ -747,37 +549,19 @@ export class H2Connection implements FrameSink {
     this.#endIfDone();
   }
 
-  #goaway(streamId: number, length: number): void {
-    if (streamId !== 0) {
-      this.#protocol("GOAWAY on a stream");
-      return;
-    }
-    if (length < 8) {
-      this.#frameSize("GOAWAY of a wrong length");
-      return;
-    }
-    this.#hasClientLeft = true;
-    this.#endIfDone();
-  }
-
-  #priority(streamId: number, bytes: Uint8Array, start: number, end: number): void {
-    if (streamId === 0) {
-      this.#protocol("PRIORITY on stream 0");
-      return;
-    }
-    if (this.#flood("priority_flood")) return;
+  #priority(streamId: number, bytes: Uint8Array, start: number, end: number): Fault | undefined {
+    const flood = this.#flood("priority_flood");
+    if (flood !== undefined) return flood;
     const isIdle = this.#isIdle(streamId);
     if (end - start !== 5) {
       // A stream that was never opened cannot be reset.
-      if (isIdle) {
-        this.#frameSize("PRIORITY of a wrong length");
-        return;
-      }
-      this.#streamError(streamId, h2Error.frameSize, "stream_protocol_error");
-      return;
+      return isIdle
+        ? frameSizeFault(`PRIORITY of ${end - start} bytes`)
+        : streamFault(streamId, h2Error.frameSize, "stream_protocol_error");
     }
-    if (uint31(bytes, start) !== streamId) return;
-    if (isIdle) this.#protocol("a stream depends on itself");
-    else this.#streamError(streamId, h2Error.protocol, "stream_protocol_error");
+    if (uint31(bytes, start) !== streamId) return undefined;
+    return isIdle
+      ? protocolFault("a stream depends on itself")
+      : streamFault(streamId, h2Error.protocol, "stream_protocol_error");
   }
 }

@@ -2,12 +2,8 @@ import { createServer as createNetServer, type Server, type Socket } from "node:
 import type { Duplex } from "node:stream";
 import { createServer as createTlsServer, type TlsOptions, type TLSSocket } from "node:tls";
 import { BufferPool } from "../../core/h2/buffer-pool.ts";
-import {
-  H2Connection,
-  type ConnectionEnd,
-  type ConnectionListener,
-  type StreamFault,
-} from "../../core/h2/connection.ts";
+import { H2Connection, type ConnectionListener } from "../../core/h2/connection.ts";
+import type { ConnectionEnd, StreamFault } from "../../core/h2/faults.ts";
 import { FrameOutput } from "../../core/h2/frame-output.ts";
 import type { H2Stream } from "../../core/h2/stream.ts";
 import { grpcStatus, httpStatusBlock, parseGrpcTimeout, trailerBlock } from "./grpc-blocks.ts";
