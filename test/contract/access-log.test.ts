@@ -21,7 +21,7 @@ import type { RouterCore } from "../../services/router/core/router-core.ts";
 import {
   readAccessRecord,
   type AccessRecord,
-} from "../../services/router/edge/access-log-server.ts";
+} from "../../services/router/edge/access-log/access-record.ts";
 import { AccessOutcomes } from "../../services/router/edge/access-outcomes.ts";
 import { PeerLinks } from "../../services/router/edge/peer-links.ts";
 import { PeerService } from "../../services/router/edge/peer-server.ts";

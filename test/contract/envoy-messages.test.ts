@@ -14,6 +14,13 @@ import {
   ProcessingRequest,
   ProcessingResponse,
 } from "../../services/shared/gen/envoy/service/ext_proc/v3/external_processor.ts";
+import { RecordReader } from "../../services/router/edge/access-log/record-reader.ts";
+import { RequestReader } from "../../services/router/edge/ext-proc/request-reader.ts";
+import {
+  plainEvent,
+  recordsByGeneratedCode,
+  requestByGeneratedCode,
+} from "../support/message-oracles.ts";
 
 const root = join(import.meta.dirname, "..", "..");
 const fixture = (name: string): Buffer =>
@@ -80,6 +87,20 @@ describe("messages captured from Envoy", () => {
       expect(viaGenerated.length).toBeGreaterThan(0);
     },
   );
+
+  test.each(["process-request-headers.bin", "process-request-body.bin"])(
+    "%s is ordinary to the lean reader and means the same",
+    (name) => {
+      const event = new RequestReader().readOrdinary(fixture(name));
+      const expected = requestByGeneratedCode(fixture(name)).event;
+      expect(event === undefined ? undefined : plainEvent(event)).toEqual(plainEvent(expected));
+    },
+  );
+
+  test("a record of the access log is ordinary to the lean reader and means the same", () => {
+    const bytes = fixture("access-log.bin");
+    expect(new RecordReader().readOrdinary(bytes)).toEqual(recordsByGeneratedCode(bytes));
+  });
 
   test("request headers carry raw values, pseudo headers and the body mode", () => {
     const { request, protocolConfig } = ProcessingRequest.decode(

@@ -5,7 +5,7 @@ import { parseTraceparent, type Tracing } from "../../shared/edge/tracing.ts";
 import type { Observation } from "../core/decisions/decision.ts";
 import type { RouterCore, ServedRecord } from "../core/router-core.ts";
 import type { routerMetrics } from "../metrics.ts";
-import type { AccessRecord } from "./access-log-server.ts";
+import type { AccessRecord } from "./access-log/access-record.ts";
 import type { PeerLinks } from "./peer-links.ts";
 import { recordToWire } from "./peer-wire.ts";
 
