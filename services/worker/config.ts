@@ -47,7 +47,7 @@ export const WorkerConfig = z.strictObject({
       replayEndpoint: zmqEndpoint.optional(),
       /** Prefix of the topics to take; empty takes all. */
       eventsTopic: z.string().max(1_024).default(""),
-      /** Limits of the engine that it does not tell over HTTP; 0 means unknown. */
+      /** Limits of the engine; 0 takes what it tells at GET /server_info (vLLM in development mode), else unknown. */
       stepTokensMax: z.number().int().min(0).max(10_000_000).default(0),
       runningRequestsMax: z.number().int().min(0).max(1_000_000).default(0),
     })

@@ -284,7 +284,7 @@ export async function startEngine(
     routes["POST /reset_prefix_cache"] = (_request, response) => {
       sendJsonText(response, 200, json({ success: core.resetPrefixCache() }));
     };
-    routes["GET /server_info"] = (_request, response) => {
+    routes["GET /server_info"] = (_request, response, _body, url) => {
       const cache = {
         block_size: blockSizeTokens,
         num_gpu_blocks: capacityBlocks,
@@ -298,7 +298,10 @@ export async function startEngine(
         async_scheduling: config.asyncScheduling,
       };
       const vllmConfig = { cache_config: cache, scheduler_config: scheduler };
-      sendJsonText(response, 200, json({ vllm_config: vllmConfig, vllm_env: {}, system_env: {} }));
+      // Without the format asked for, the configuration comes as one text that nobody can parse.
+      const isJson = url.searchParams.get("config_format") === "json";
+      const shown = isJson ? vllmConfig : json(vllmConfig);
+      sendJsonText(response, 200, json({ vllm_config: shown, vllm_env: {}, system_env: {} }));
     };
   }
   if (config.faultsEnabled) {

@@ -21,6 +21,9 @@ export interface EngineFacts {
   readonly contextTokensMax: number;
   readonly version: string;
   readonly cache: EngineCacheInfo | undefined;
+  /** Token budget of one step and sequences that run at once; 0 when the engine does not tell. */
+  readonly stepTokensMax: number;
+  readonly runningRequestsMax: number;
   readonly processStartSeconds: number | undefined;
   /** By data-parallel rank; empty when the engine publishes no events. */
   readonly eventSources: ReadonlyMap<number, EventSource>;
@@ -45,6 +48,12 @@ const Models = z.object({
     .min(1),
 });
 const Version = z.object({ version: z.string() });
+const limit = z.number().int().positive().max(1_000_000_000).nullish().catch(undefined);
+const ServerInfo = z.object({
+  vllm_config: z.object({
+    scheduler_config: z.object({ max_num_batched_tokens: limit, max_num_seqs: limit }),
+  }),
+});
 const Sources = z.record(
   z.string().regex(/^\d{1,4}$/),
   z.object({
@@ -87,10 +96,11 @@ export class EngineHttp {
 
   /** Reads model, version, cache and event sources. Throws when a needed one is missing, saying which. */
   async discover(): Promise<EngineFacts> {
-    const [models, version, sources, probe] = await Promise.all([
+    const [models, version, sources, limits, probe] = await Promise.all([
       this.#json("/v1/models", Models),
       this.#json("/version", Version).catch(() => ({ version: "" })),
       this.#eventSources(),
+      this.#limits(),
       this.probe(0),
     ]);
     if (probe.kind !== "answered") {
@@ -106,6 +116,7 @@ export class EngineHttp {
       contextTokensMax: Math.max(...contexts),
       version: version.version,
       cache: probe.reading.cache,
+      ...limits,
       processStartSeconds: probe.reading.processStartSeconds,
       eventSources: sources,
     };
@@ -137,6 +148,18 @@ export class EngineHttp {
       });
     }
     return out;
+  }
+
+  /** Only a vLLM in development mode (`VLLM_SERVER_DEV_MODE=1`) tells; nothing depends on it. */
+  async #limits(): Promise<Pick<EngineFacts, "stepTokensMax" | "runningRequestsMax">> {
+    const info = await this.#json("/server_info?config_format=json", ServerInfo).catch(
+      () => undefined,
+    );
+    const scheduler = info?.vllm_config.scheduler_config;
+    return {
+      stepTokensMax: scheduler?.max_num_batched_tokens ?? 0,
+      runningRequestsMax: scheduler?.max_num_seqs ?? 0,
+    };
   }
 
   async #json<T>(path: string, schema: z.ZodType<T>): Promise<T> {

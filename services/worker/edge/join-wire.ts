@@ -68,8 +68,9 @@ export function toHello(
     engine: {
       name: facts.engineName,
       version: engine.version,
-      stepTokensMax: facts.stepTokensMax,
-      runningRequestsMax: facts.runningRequestsMax,
+      stepTokensMax: facts.stepTokensMax > 0 ? facts.stepTokensMax : engine.stepTokensMax,
+      runningRequestsMax:
+        facts.runningRequestsMax > 0 ? facts.runningRequestsMax : engine.runningRequestsMax,
       stepModel:
         stepModel === undefined
           ? undefined
