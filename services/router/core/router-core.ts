@@ -1,10 +1,18 @@
 import { MeshError } from "../../shared/core/errors.ts";
 import { monoMs, type MonoMs, type WorkerId } from "../../shared/core/ids.ts";
 import type { StepModel } from "../../shared/core/step-model.ts";
+import { admissionDefaults, type AdmissionOptions } from "./admission/options.ts";
+import { decodeCostMs, estimateOf, PoolGate, workMs } from "./admission/pool-gate.ts";
+import type { Attempt } from "./admission/admission.ts";
+import { classFor, type RequestHints } from "./admission/request-hints.ts";
+import type { TenantDemand } from "./admission/router-shares.ts";
+import type { AskEstimate, Refusal, Waiter } from "./admission/waiter.ts";
+import { roomDefaults, type RoomOptions } from "./admission/worker-rooms.ts";
 import { DecisionLog } from "./decisions/decision-log.ts";
 import type {
   CachedDifference,
   Decision,
+  DecisionAdmission,
   FilteredWorker,
   FilterReason,
   Observation,
@@ -22,7 +30,7 @@ import {
 } from "./membership/block-feed.ts";
 import type { Member, MemberFacts, MemberNotice } from "./membership/member.ts";
 import { Members } from "./membership/members.ts";
-import type { CandidateInput } from "./placement/candidate.ts";
+import type { CandidateInput, PlacementRequest, ScoredCandidate } from "./placement/candidate.ts";
 import { rank } from "./placement/place.ts";
 import { policies, type PolicyName } from "./placement/policies.ts";
 
@@ -41,6 +49,10 @@ export interface RouterCoreOptions {
   readonly outputTokensDefault: number;
   /** Endpoints named in an answer: the first choice and so many fallbacks. */
   readonly fallbacksMax: number;
+  /** How requests wait and are refused; `admissionDefaults` when absent. */
+  readonly admission?: AdmissionOptions;
+  /** When a worker has room; `roomDefaults` when absent. */
+  readonly rooms?: RoomOptions;
 }
 
 /** A request to place. */
@@ -58,6 +70,24 @@ export interface PlaceInput {
   readonly dryRun: boolean;
   /** Wall clock, for people. */
   readonly unixUs: number;
+}
+
+/** A request to place as soon as its turn comes. */
+export interface AdmittedRequest {
+  readonly input: PlaceInput;
+  readonly hints: RequestHints;
+  /** Memory that it holds while it waits, bytes. */
+  readonly bytes: number;
+  /** Takes the decision, whatever it is; called once, unless the request is cancelled before. */
+  readonly decided: (decision: Decision) => void;
+}
+
+/** A request that waits. */
+export interface WaitingRequest {
+  /** By then it is decided, ms. */
+  readonly waitMsMax: number;
+  /** Forgets it; `decided` is not called afterwards. */
+  cancel(now: MonoMs): void;
 }
 
 /** A reservation as peers tell each other. */
@@ -90,6 +120,18 @@ export interface ServedRecord {
 }
 
 const emptySubset: readonly FilteredWorker[] = [];
+
+type Gate = PoolGate<AdmittedRequest>;
+
+/** An attempt of `AdmittedRequest` on its gate. */
+interface GatePass {
+  readonly gate: Gate;
+  readonly request: AdmittedRequest;
+  readonly waiter: Waiter<AdmittedRequest> | undefined;
+}
+
+/** Pools that may have a gate of their own. */
+const gatesMax = 256;
 /**
  * What was learned of an engine that has been given nothing for so long may come from a fault that is over, ms. An
  * engine that is really slower costs one slower request in this time.
@@ -113,6 +155,9 @@ export class RouterCore {
   readonly #observers = new Map<WorkerId, CacheObserver>();
   readonly #policies = new Map<string, PolicyName>();
   readonly #turns = new Map<string, number>();
+  readonly #gates = new Map<string, Gate>();
+  #isPumping = false;
+  #wallOffsetMs = 0;
   readonly #depths: Uint32Array;
   #effects: RouterEffect[] = [];
   #decisionCount = 0;
@@ -176,6 +221,9 @@ export class RouterCore {
   report(key: WorkerId, report: LoadReport, delta: CounterDelta | undefined): void {
     this.#feedIsCurrent(key, report.at);
     for (const closed of this.book.report(key, report)) this.#closed(closed, undefined);
+    const member = this.members.get(key);
+    const gate = member === undefined ? undefined : this.#gates.get(member.pool);
+    if (member !== undefined) gate?.reported(key, report, this.#steps(member));
     if (delta !== undefined) this.#models.get(key)?.observeInterval(delta);
   }
 
@@ -276,12 +324,179 @@ export class RouterCore {
 
   /** Chooses a worker and, unless it is a dry run, reserves it. Always returns a decision, also a refusal. */
   place(asked: PlaceInput, now: MonoMs): Decision {
-    const input = this.#withinContext(asked);
-    const { eligible, filtered } = this.#eligible(input);
-    const policyName = this.policyOf(input.pool);
-    const expectedOutputTokens = this.#expectedOutput(eligible, input.tokensMax);
-    if (eligible.length === 0) return this.#noWorker(input, filtered, policyName);
+    return this.#place(asked, now, undefined) as Decision;
+  }
 
+  /**
+   * Places a request when its turn comes and a worker has room, or refuses it. Returns `undefined` when it has been decided
+   * already, otherwise the wait; call `pump` at `wakeAt` from then on.
+   */
+  placeInTurn(request: AdmittedRequest, now: MonoMs): WaitingRequest | undefined {
+    const { input, hints, bytes } = request;
+    const gate = this.#gate(input.pool);
+    const options = this.#options.admission ?? admissionDefaults;
+    const ask = {
+      className: classFor(options.classes, hints.priority) ?? options.defaultClass,
+      tenant: hints.tenant,
+      ttftMs: hints.ttftMs,
+      bytes: bytes + input.hashes.byteLength,
+      constrained: input.subset !== undefined,
+    };
+    this.#isPumping = true;
+    const arrival = gate.admission.arrive(request, ask, now);
+    this.#isPumping = false;
+    if (arrival.kind === "answered") return undefined;
+    if (arrival.kind === "refused") {
+      this.#shed(request, arrival.refusal, { ask, waitedMs: 0, position: 0, blockedBy: "" });
+      return undefined;
+    }
+    const { waiter, waitMsMax } = arrival;
+    return {
+      waitMsMax,
+      cancel: (at) => {
+        gate.admission.cancel(waiter, at);
+      },
+    };
+  }
+
+  /** Decides the waiting requests whose time has come. Cheap when nobody waits. */
+  pump(now: MonoMs): void {
+    if (this.#isPumping) return;
+    this.#isPumping = true;
+    try {
+      for (const gate of this.#gates.values()) this.#pumpGate(gate, now);
+    } finally {
+      this.#isPumping = false;
+    }
+  }
+
+  #pumpGate(gate: Gate, now: MonoMs): void {
+    if (gate.admission.wakeAt(now) === undefined) return;
+    for (const { waiter, refusal } of gate.admission.pump(now)) {
+      const { ask, position, blockedBy, queuedAt } = waiter;
+      this.#shed(waiter.item, refusal, { ask, waitedMs: now - queuedAt, position, blockedBy });
+    }
+  }
+
+  /** When `pump` is due; `undefined` while nobody waits. */
+  wakeAt(now: MonoMs): number | undefined {
+    let soonest: number | undefined;
+    for (const gate of this.#gates.values()) {
+      const at = gate.admission.wakeAt(now);
+      if (at !== undefined && (soonest === undefined || at < soonest)) soonest = at;
+    }
+    return soonest;
+  }
+
+  /** Gates by pool, for metrics. */
+  get gates(): ReadonlyMap<string, Gate> {
+    return this.#gates;
+  }
+
+  /** Waiting demand and service of each pool, for the other routers. */
+  demand(now: MonoMs): { readonly pool: string; readonly tenants: readonly TenantDemand[] }[] {
+    return [...this.#gates].map(([pool, gate]) => ({ pool, tenants: gate.demand(now) }));
+  }
+
+  /** What another router says of its demand in a pool. */
+  takePeerDemand(
+    router: string,
+    pool: string,
+    tenants: readonly TenantDemand[],
+    now: MonoMs,
+  ): void {
+    this.#gate(pool).takeDemand(router, tenants, now);
+  }
+
+  /** What to add to monotonic time to get wall time, ms: routers take turns by it. */
+  setWallOffset(ms: number): void {
+    this.#wallOffsetMs = ms;
+    for (const gate of this.#gates.values()) gate.shares.setWallOffset(ms);
+  }
+
+  #gate(pool: string): Gate {
+    const known = this.#gates.get(pool);
+    if (known !== undefined) return known;
+    if (this.#gates.size >= gatesMax) {
+      // A pool without members has nobody waiting: its requests are refused at once.
+      for (const [name, old] of this.#gates) {
+        const isIdle = old.admission.waitingCount === 0;
+        if (isIdle && this.poolMembers(name).length === 0) this.#gates.delete(name);
+      }
+    }
+    const created: Gate = new PoolGate<AdmittedRequest>(
+      {
+        admission: this.#options.admission ?? admissionDefaults,
+        rooms: this.#options.rooms ?? roomDefaults,
+        self: this.#options.decisionPrefix,
+        lastReport: (worker) => this.book.lastReport(worker),
+      },
+      {
+        place: (request, now, waiter) => this.#tryPlace({ gate: created, request, waiter }, now),
+        estimate: (request, now) => this.#estimate(request.input, now),
+        workerCount: () => this.#readyCount(pool),
+      },
+    );
+    created.shares.setWallOffset(this.#wallOffsetMs);
+    this.#gates.set(pool, created);
+    return created;
+  }
+
+  #readyCount(pool: string): number {
+    let count = 0;
+    for (const member of this.members.all()) if (member.pool === pool && member.ready) count++;
+    return count;
+  }
+
+  #tryPlace(pass: GatePass, now: MonoMs): Attempt {
+    const made = this.#place(pass.request.input, now, pass);
+    if ("kind" in made) return made;
+    const { admission, outcome } = made;
+    pass.request.decided(made);
+    if (outcome.kind !== "placed" || admission === undefined) {
+      return { kind: "answered", costMs: 0, tokens: 0 };
+    }
+    const uncached = made.promptTokens - (made.candidates[0]?.matchedTokens ?? 0);
+    const tokens = uncached + made.expectedOutputTokens;
+    return { kind: "answered", costMs: admission.chargedMs, tokens };
+  }
+
+  #estimate(asked: PlaceInput, now: MonoMs): AskEstimate {
+    const input = this.#withinContext(asked);
+    const ranked = this.#rank(input, this.#eligible(input).eligible, now);
+    const [cheapest] = ranked.ranking.candidates;
+    if (cheapest === undefined) return { costMs: 1, firstTokenMs: 0 };
+    return estimateOf(cheapest, { ...ranked.request, itlMs: 0 });
+  }
+
+  #shed(
+    request: AdmittedRequest,
+    refusal: Refusal,
+    was: Pick<DecisionAdmission, "waitedMs" | "position" | "blockedBy"> & {
+      readonly ask: { readonly className: string; readonly tenant: string };
+    },
+  ): void {
+    const { ask, waitedMs, position, blockedBy } = was;
+    const { reason, retryAfterMs, isTenantLimit, message } = refusal;
+    const error = new MeshError(isTenantLimit ? "tenant_limited" : "overloaded", message, {
+      retryAfterMs,
+    });
+    const decision = this.#refuse(request.input, error, {
+      className: ask.className,
+      tenant: ask.tenant,
+      chargedMs: 0,
+      chargedDecodeMs: 0,
+      waitedMs,
+      position,
+      blockedBy,
+      shedReason: reason,
+      retryAfterMs,
+    });
+    request.decided(decision);
+  }
+
+  #rank(input: PlaceInput, eligible: readonly Member[], now: MonoMs) {
+    const expectedOutputTokens = this.#expectedOutput(eligible, input.tokensMax);
     const blockCount = input.hashes.length / 2;
     if (blockCount > 0) this.index.matchPrefix(input.hashes, blockCount, this.#depths);
     const candidates = eligible.map((member) =>
@@ -289,21 +504,45 @@ export class RouterCore {
     );
     const request = { promptTokens: input.promptTokens, expectedOutputTokens };
     const turn = this.#turns.get(input.pool) ?? 0;
-    if (!input.dryRun) this.#turns.set(input.pool, turn + 1);
-    const ranking = rank(candidates, request, policies[policyName], turn);
-    const [chosen] = ranking.candidates;
+    const ranking = rank(candidates, request, policies[this.policyOf(input.pool)], turn);
+    return { ranking, request, turn };
+  }
+
+  #place(
+    asked: PlaceInput,
+    now: MonoMs,
+    pass: GatePass | undefined,
+  ): Decision | Extract<Attempt, { kind: "no_room" }> {
+    const input = this.#withinContext(asked);
+    const { eligible, filtered } = this.#eligible(input);
+    const policyName = this.policyOf(input.pool);
+    if (eligible.length === 0) return this.#noWorker(input, filtered, policyName);
+
+    const { ranking, request, turn } = this.#rank(input, eligible, now);
+    let ordered = ranking.candidates;
+    if (pass !== undefined) {
+      const { hints } = pass.request;
+      const ask = { ...request, itlMs: hints.itlMs ?? this.#classOf(pass).itlMs };
+      const { className } = this.#accountOf(pass);
+      const choice = pass.gate.choose(ordered, ask, { className, tenant: hints.tenant }, now);
+      if (choice.kind === "no_room") return choice;
+      if (choice.index > 0) ordered = withFirst(ordered, choice.index);
+    }
+    const [chosen] = ordered;
     if (chosen === undefined) return this.#noWorker(input, filtered, policyName);
+    if (!input.dryRun) this.#turns.set(input.pool, turn + 1);
 
     const decision: Decision = {
       ...this.#base(input, policyName, filtered),
       outcome: { kind: "placed" },
-      expectedOutputTokens,
+      expectedOutputTokens: request.expectedOutputTokens,
       workerId: chosen.workerId,
-      endpoints: endpointsOf(ranking.candidates, 1 + this.#options.fallbacksMax),
-      candidates: ranking.candidates,
+      endpoints: endpointsOf(ordered, 1 + this.#options.fallbacksMax),
+      candidates: ordered,
       marginMs: ranking.marginMs,
       tieBreak: ranking.tieBreak,
       indexAgeMs: this.#indexAgeMs(chosen.workerId, now),
+      admission: pass === undefined ? undefined : this.#charged(pass, chosen, request, now),
     };
     if (!input.dryRun && !this.#reserve(decision, input, now)) {
       const { openCount } = this.book;
@@ -319,10 +558,46 @@ export class RouterCore {
     return decision;
   }
 
+  #charged(
+    pass: GatePass,
+    chosen: ScoredCandidate,
+    request: PlacementRequest,
+    now: MonoMs,
+  ): DecisionAdmission {
+    const { waiter } = pass;
+    const chargedDecodeMs = decodeCostMs(chosen, request, chosen.decodeMs);
+    return {
+      ...this.#accountOf(pass),
+      chargedMs: workMs(chosen, request.promptTokens) + chargedDecodeMs,
+      chargedDecodeMs,
+      waitedMs: waiter === undefined ? 0 : now - waiter.queuedAt,
+      position: waiter?.position ?? 0,
+      blockedBy: waiter?.blockedBy ?? "",
+      shedReason: "",
+      retryAfterMs: 0,
+    };
+  }
+
+  #classOf(pass: GatePass) {
+    return pass.gate.admission.classOf(this.#accountOf(pass).className);
+  }
+
+  #accountOf(pass: GatePass): { readonly className: string; readonly tenant: string } {
+    if (pass.waiter !== undefined) return pass.waiter.ask;
+    const { classes, defaultClass } = this.#options.admission ?? admissionDefaults;
+    const { priority, tenant } = pass.request.hints;
+    return { className: classFor(classes, priority) ?? defaultClass, tenant };
+  }
+
   /** Takes a refusal that was made before placement, so that it can be explained. */
   refuse(input: PlaceInput, error: MeshError): Decision {
+    return this.#refuse(input, error, undefined);
+  }
+
+  #refuse(input: PlaceInput, error: MeshError, admission: DecisionAdmission | undefined): Decision {
     const decision: Decision = {
       ...this.#base(input, this.policyOf(input.pool), emptySubset),
+      admission,
       outcome: { kind: "refused", code: error.code, message: error.message },
       expectedOutputTokens: 0,
       workerId: undefined,
@@ -347,6 +622,9 @@ export class RouterCore {
       model?.decodeStepMs(load.decoding + 1, load.decodingContextTokens + promptTokens) ?? 0;
     const at = monoMs(now - reservation.ageMs);
     if (this.#usedAt.has(reservation.workerId)) this.#usedAt.set(reservation.workerId, now);
+    const pool = this.members.get(reservation.workerId)?.pool;
+    if (pool !== undefined)
+      this.#gates.get(pool)?.rooms.opened(reservation.workerId, prefillMs, now);
     this.book.open(
       {
         decisionId: reservation.decisionId,
@@ -367,7 +645,8 @@ export class RouterCore {
 
   /** A peer says that a reservation ended. */
   peerClosed(decisionId: string, now: MonoMs): void {
-    this.book.close(decisionId, "released", now);
+    const closed = this.book.close(decisionId, "released", now);
+    if (closed !== undefined) this.#freed(closed.reservation.workerId);
   }
 
   /** Closes a reservation without a record; whether it was open. */
@@ -407,9 +686,20 @@ export class RouterCore {
     decision.observed = observation;
     if (chosen !== undefined && servedAsPicked && record.ttftMs > 0 && record.status === 200) {
       this.#learn(decision, observation, chosen.load.prefillBacklogMs);
+      this.#settleCharge(decision, chosen, observation);
     }
     if (closed !== undefined) this.#closed(closed, observation);
     return observation;
+  }
+
+  /** Charges what an answer's decode took beyond what was expected, or gives back what it did not take. */
+  #settleCharge(decision: Decision, chosen: ScoredCandidate, observed: Observation): void {
+    const { admission } = decision;
+    if (admission === undefined) return;
+    const decodeMs = Math.max(0, observed.durationMs - observed.ttftMs);
+    const costMs = decodeCostMs(chosen, decision, decodeMs) - admission.chargedDecodeMs;
+    const { className, tenant } = admission;
+    this.#gates.get(decision.pool)?.admission.correct(className, tenant, costMs);
   }
 
   #learn(decision: Decision, observed: Observation, backlogMs: number): void {
@@ -481,6 +771,8 @@ export class RouterCore {
     if (input.hashes.length > 0) {
       this.#observers.get(chosen.workerId)?.watch(decision.id, input.hashes, now);
     }
+    const gate = this.#gates.get(input.pool);
+    gate?.placed(chosen.workerId, workMs(chosen, input.promptTokens), now);
     this.#effects.push({ kind: "reserved", decision, uncachedTokens });
     return true;
   }
@@ -656,6 +948,7 @@ export class RouterCore {
       filtered,
       leftOut: 0,
       loadOnlyReason: input.loadOnlyReason,
+      admission: undefined,
       observed: undefined,
     };
   }
@@ -708,6 +1001,7 @@ export class RouterCore {
   }
 
   #memberChanged(member: Member, tellPeers: boolean): void {
+    this.#gates.get(member.pool)?.admission.freed();
     this.#effects.push({ kind: "member_changed", member, tellPeers });
   }
 
@@ -715,6 +1009,7 @@ export class RouterCore {
   #forgetEngine(member: Member, now: MonoMs): void {
     if (member.slot !== undefined) this.index.clear(member.slot);
     this.#observers.get(member.key)?.clear();
+    this.#gates.get(member.pool)?.rooms.forget(member.key);
     for (const closed of this.book.workerGone(member.key, now)) this.#closed(closed, undefined);
   }
 
@@ -723,6 +1018,7 @@ export class RouterCore {
     if (member === undefined) return;
     if (member.slot !== undefined) this.index.clear(member.slot);
     this.book.forget(key);
+    this.#gates.get(member.pool)?.rooms.forget(key);
     this.members.remove(key);
     this.#feeds.delete(key);
     this.#models.delete(key);
@@ -731,8 +1027,15 @@ export class RouterCore {
     this.#effects.push({ kind: "member_left", member, goodbye });
   }
 
+  /** A worker may have room that it had not. */
+  #freed(worker: WorkerId): void {
+    const pool = this.members.get(worker)?.pool;
+    if (pool !== undefined) this.#gates.get(pool)?.admission.freed();
+  }
+
   #closed(closed: Closed, observed: Observation | undefined): void {
     const { reservation, reason } = closed;
+    this.#freed(reservation.workerId);
     if (!reservation.own) return;
     if (reason !== "access_log") {
       this.#observers.get(reservation.workerId)?.finish(reservation.decisionId);
@@ -748,6 +1051,13 @@ export class RouterCore {
 /** Tokens of a prompt that can come from a cache: whole blocks, and never the last token. */
 function reusableTokens(promptTokens: number, blockSizeTokens: number): number {
   return Math.floor(Math.max(0, promptTokens - 1) / blockSizeTokens) * blockSizeTokens;
+}
+
+/** The list with the entry at `index` in front. */
+function withFirst<T>(list: readonly T[], index: number): T[] {
+  const first = list[index];
+  const others = list.filter((_, i) => i !== index);
+  return first === undefined ? others : [first, ...others];
 }
 
 function endpointsOf(candidates: readonly CandidateInput[], max: number): string[] {

@@ -234,6 +234,7 @@ export class Admission<T> {
     now: MonoMs,
   ): Arrival<T> {
     const { item, ask, state, estimate, roomAt, triedAlready } = arrival;
+    this.#noteLoad(state, now);
     const limit = this.#limit(state, ask, estimate);
     const refusal = this.#refusalOf({ ask, state, limit, roomAt }, now);
     if (refusal !== undefined) return { kind: "refused", refusal };

@@ -56,6 +56,7 @@ function decision(n: number, candidates: readonly ScoredCandidate[]): Decision {
     tieBreak: "",
     indexAgeMs: 0,
     loadOnlyReason: "",
+    admission: undefined,
     observed: undefined,
   };
 }

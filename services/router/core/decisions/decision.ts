@@ -1,5 +1,6 @@
 import type { MeshErrorCode } from "../../../shared/core/errors.ts";
 import type { WorkerId } from "../../../shared/core/ids.ts";
+import type { BlockedBy, ShedReason } from "../admission/waiter.ts";
 import type { ScoredCandidate } from "../placement/candidate.ts";
 
 /** Why a worker of the pool was not a candidate. */
@@ -41,6 +42,26 @@ export type DecisionOutcome =
       readonly message: string;
     };
 
+/** What admission did with a request. */
+export interface DecisionAdmission {
+  readonly className: string;
+  readonly tenant: string;
+  /** Worker time that its tenant was charged, ms; 0 when it was refused. */
+  readonly chargedMs: number;
+  /** The part of that for its decode. */
+  readonly chargedDecodeMs: number;
+  /** Time that it waited, ms. */
+  readonly waitedMs: number;
+  /** Requests that waited when it came. */
+  readonly position: number;
+  /** Why it waited; empty when it did not. */
+  readonly blockedBy: BlockedBy | "";
+  /** Why it was refused; empty when it was not. */
+  readonly shedReason: ShedReason | "";
+  /** What a refused caller was told, ms; 0 otherwise. */
+  readonly retryAfterMs: number;
+}
+
 /** One decision with everything that it depended on. */
 export interface Decision {
   readonly id: string;
@@ -70,5 +91,7 @@ export interface Decision {
   readonly tieBreak: string;
   readonly indexAgeMs: number;
   readonly loadOnlyReason: string;
+  /** Absent for requests that did not pass admission. */
+  readonly admission: DecisionAdmission | undefined;
   observed: Observation | undefined;
 }
