@@ -30,6 +30,7 @@ import { createMembershipService } from "./edge/membership-server.ts";
 import { ModelRuntimes } from "./edge/model-runtimes.ts";
 import { PeerLinks } from "./edge/peer-links.ts";
 import { PeerService } from "./edge/peer-server.ts";
+import { ProxyPresence } from "./edge/proxy-presence.ts";
 import { Readiness } from "./edge/readiness.ts";
 import { createRouterService } from "./edge/router-server.ts";
 import { topologyToWire } from "./edge/topology-wire.ts";
@@ -39,6 +40,8 @@ import { routerMetrics } from "./metrics.ts";
 /** gRPC messages beside bodies are far smaller; a snapshot chunk or an artifact chunk is at most 1 MiB. */
 const controlMessageBytesMax = 16 * 1024 * 1024;
 const tickMs = 100;
+/** What was said to workers and peers at the end needs a moment to leave the process, ms. */
+const farewellMs = 50;
 
 const extProcName = "envoy.service.ext_proc.v3.ExternalProcessor";
 
@@ -159,6 +162,7 @@ async function start(): Promise<RunningService> {
     pools: [...new Set([config.pools.default, ...config.pools.known])],
     poolsMax: 256,
   });
+  const envoys = new ProxyPresence(config.drainServeMs);
   const ads = createAdsService({
     discovery,
     clock,
@@ -167,6 +171,7 @@ async function start(): Promise<RunningService> {
     metrics: {
       streams: (count) => {
         metrics.discoveryStreams.set(count);
+        envoys.discovery(count);
       },
       request: (outcome) => {
         metrics.discoveryRequests.inc({ outcome });
@@ -213,6 +218,9 @@ async function start(): Promise<RunningService> {
       { service: "envoy.service.accesslog.v3.AccessLogService", allowed: proxy },
     ],
     onRefused: refused,
+    onCall: () => {
+      envoys.heard(clock.now());
+    },
     messageBytesMax: config.limits.bodyBytesMax + 1_048_576,
     reflection: false,
   });
@@ -323,10 +331,11 @@ async function start(): Promise<RunningService> {
     drainMsMax: config.drainMsMax,
     stop: async () => {
       readiness.drain();
-      membership.drain(config.drainServeMs);
+      // An Envoy needs two failed health checks before it stops asking; requests are answered until then.
+      const serveMs = Math.min(envoys.serveMs(clock.now()), Math.max(0, config.drainMsMax - 1_000));
+      membership.drain(serveMs);
       peers.stop();
-      // Envoy needs two failed health checks before it stops asking; requests are answered until then.
-      await clock.sleep(Math.min(config.drainServeMs, Math.max(0, config.drainMsMax - 1_000)));
+      await clock.sleep(Math.max(serveMs, farewellMs));
       clearInterval(ticker);
       placements.close();
       topology.close();

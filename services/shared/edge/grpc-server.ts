@@ -46,12 +46,14 @@ export function peerAddress(peer: string): string {
 function allowListInterceptor(
   rules: ReadonlyMap<string, readonly Cidr[]>,
   onRefused: (service: string, peer: string) => void,
+  onCall: (service: string) => void,
 ): ServerInterceptor {
   return (method, call) => {
     const service = method.path.split("/")[1] ?? "";
     const allowed = rules.get(service);
     const peer = call.getPeer();
     if (allowed === undefined || inCidrs(allowed, peerAddress(peer))) {
+      onCall(service);
       return new ServerInterceptingCall(call);
     }
     onRefused(service, peer);
@@ -71,6 +73,8 @@ function allowListInterceptor(
 export function createGrpcServer(options: {
   readonly callers: readonly CallerRule[];
   readonly onRefused?: (service: string, peer: string) => void;
+  /** Told of every call that is let in, health checks among them. */
+  readonly onCall?: (service: string) => void;
   /** Largest message accepted, bytes. */
   readonly messageBytesMax: number;
   /** Whether reflection is served. */
@@ -84,7 +88,13 @@ export function createGrpcServer(options: {
     "grpc.max_concurrent_streams": 100_000,
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 10_000,
-    interceptors: [allowListInterceptor(rules, options.onRefused ?? (() => undefined))],
+    interceptors: [
+      allowListInterceptor(
+        rules,
+        options.onRefused ?? (() => undefined),
+        options.onCall ?? (() => undefined),
+      ),
+    ],
   });
   const health = new HealthImplementation({ "": "NOT_SERVING" });
   health.addToServer(server);
