@@ -89,6 +89,13 @@ function routeConfig(listener: "public" | "trusted", options: EnvoyOptions): Con
                   },
                   append_action: "OVERWRITE_IF_EXISTS_OR_ADD",
                 },
+                {
+                  header: {
+                    key: "x-gateway-destination-endpoint-served",
+                    value: "%UPSTREAM_HOST%",
+                  },
+                  append_action: "OVERWRITE_IF_EXISTS_OR_ADD",
+                },
               ],
             }
           : {}),

@@ -6,7 +6,7 @@ import type { ReplayResult } from "../../core/replay/result.ts";
 import type { CommandIo } from "../command-io.ts";
 import { runReplayInProcess } from "../replay/replay-process.ts";
 import type { Mesh } from "./mesh.ts";
-import { readTraffic, trafficBetween } from "./traffic-counts.ts";
+import { readTraffic, unpickedBetween } from "./traffic-counts.ts";
 
 /** A comparison of policies on one mesh. */
 export interface DemoOptions {
@@ -16,6 +16,7 @@ export interface DemoOptions {
   readonly rateFactor: number;
   readonly durationMs: number;
   readonly model: string;
+  /** Envoy's listener for trusted callers: its answers name the engine that served them. */
   readonly url: string;
   /** In the order of the table; run in rotated order. */
   readonly policies: readonly string[];
@@ -121,12 +122,22 @@ async function replay(
   );
   progress.end();
   signal.throwIfAborted();
-  const { unpicked, workers } = trafficBetween(
-    before,
-    await readTraffic(mesh),
-    options.workerNames,
-  );
-  return { ...result, unpicked, workers };
+  const unpicked = unpickedBetween(before, await readTraffic(mesh));
+  return { ...result, unpicked, workers: named(result.workers, options.workerNames) };
+}
+
+/** Measured requests by worker id instead of endpoint; a worker that served none stands with 0. */
+function named(
+  byEndpoint: Readonly<Record<string, number>>,
+  names: ReadonlyMap<string, string>,
+): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const name of names.values()) counts[name] = 0;
+  for (const [endpoint, count] of Object.entries(byEndpoint)) {
+    const name = names.get(endpoint) ?? endpoint;
+    counts[name] = (counts[name] ?? 0) + count;
+  }
+  return counts;
 }
 
 /** Draws progress on stderr: one line that changes on a terminal, else a line now and then. */

@@ -6,43 +6,24 @@ import type { Mesh } from "./mesh.ts";
 export interface TrafficCounts {
   /** Requests that went unplaced: let through without a router's answer, or served by another than picked. */
   readonly unpicked: number;
-  /** Requests sent to each engine, by its ip:port. */
-  readonly byEndpoint: ReadonlyMap<string, number>;
 }
 
 /** Reads the counts of now. Fails when Envoy or a router does not answer. */
 export async function readTraffic(mesh: Mesh): Promise<TrafficCounts> {
-  const { ports, host, envoy } = mesh.options;
-  const [stats, clusters, routers] = await Promise.all([
+  const { ports, host } = mesh.options;
+  const [stats, routers] = await Promise.all([
     mesh.admin.stats("\\.ext_proc\\.failure_mode_allowed$"),
-    mesh.admin.clusters(),
     Promise.all(
       ports.routers.map((router) => readUnpicked(`http://${host}:${router.http}/metrics`)),
     ),
   ]);
   const allowed = [...stats.values()].reduce((sum, value) => sum + value, 0);
-  const hosts = clusters.get(envoy?.poolCluster ?? "") ?? [];
-  return {
-    unpicked: allowed + routers.reduce((sum, value) => sum + value, 0),
-    byEndpoint: new Map(hosts.map((one) => [one.endpoint, one.stats["rq_total"] ?? 0])),
-  };
+  return { unpicked: allowed + routers.reduce((sum, value) => sum + value, 0) };
 }
 
-/**
- * Requests between two counts. A count that fell (its process started again) counts from zero; an endpoint that is
- * gone counts nothing.
- */
-export function trafficBetween(
-  before: TrafficCounts,
-  after: TrafficCounts,
-  names: ReadonlyMap<string, string>,
-): { readonly unpicked: number; readonly workers: Record<string, number> } {
-  const grown = (from: number, to: number): number => (to >= from ? to - from : to);
-  const workers: Record<string, number> = {};
-  for (const [endpoint, count] of after.byEndpoint) {
-    workers[names.get(endpoint) ?? endpoint] = grown(before.byEndpoint.get(endpoint) ?? 0, count);
-  }
-  return { unpicked: grown(before.unpicked, after.unpicked), workers };
+/** Unpicked requests between two counts. A count that fell (its process started again) counts from zero. */
+export function unpickedBetween(before: TrafficCounts, after: TrafficCounts): number {
+  return after.unpicked >= before.unpicked ? after.unpicked - before.unpicked : after.unpicked;
 }
 
 /**

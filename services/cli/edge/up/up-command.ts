@@ -212,7 +212,7 @@ class UpRun {
       rateFactor: demo.rateFactor,
       durationMs: durationS * 1_000,
       model: demoModel,
-      url: this.#openaiUrl,
+      url: this.#urls().trusted,
       policies,
       workerNames: new Map(
         this.#prepared.members.map((member) => [endpoint(member.engineUrl), member.workerId]),
