@@ -30,6 +30,11 @@ const evictionReuseShare = 0.1;
 const stallWeight = 0.5;
 
 /**
+ * Decode steps that a request waits for before its own begins. It arrives in the middle of one on average, and an engine
+ * that schedules ahead of its device, as vLLM does, has the next one planned already.
+ */
+const arrivalSteps = 1.5;
+/**
  * An engine may show nothing for so many of its longest steps, a whole budget of new tokens beside its decodes, before
  * it counts as hanging; within limits that hold whatever has been learned of it, ms.
  */
@@ -67,8 +72,7 @@ export function estimate(candidate: CandidateInput, request: PlacementRequest): 
   const extraMs = prefillExtraMs(steps, newTokens, candidate.matchedTokens);
   const baseStepMs = decoding > 0 ? stepMs : steps.c0;
   const prefillMs = extraMs + chunkCount * baseStepMs;
-  // A request arrives in the middle of a running step on average, which also the last prompt before it waits for.
-  const queueMs = Math.max(load.prefillBacklogMs, stepMs / 2);
+  const queueMs = Math.max(load.prefillBacklogMs, stepMs * arrivalSteps);
 
   const longestStepMs = stepMs + steps.c0 + prefillExtraMs(steps, budget, 0);
   const stallMs = stallOf(load.overdueMs, longestStepMs);
