@@ -91,6 +91,7 @@ export function decision(over: Partial<Decision> = {}): Decision {
     indexAgeMs: 14,
     loadOnlyReason: "",
     traceparent: "",
+    leftOut: 0,
     ...over,
   };
 }

@@ -99,6 +99,16 @@ describe("explainView", () => {
     expect(cells(lines, "cached tokens")).toEqual(["cached tokens", "480", "unknown", "(unknown)"]);
   });
 
+  test("says how many candidates of an older decision are not kept", () => {
+    const notKept = (leftOut: number) =>
+      explainView(response({ decision: decision({ leftOut }) })).filter((l) =>
+        l.includes("not kept"),
+      );
+    expect(notKept(0)).toEqual([]);
+    expect(notKept(1)).toEqual(["and 1 more candidate not kept"]);
+    expect(notKept(1_234)).toEqual(["and 1,234 more candidates not kept"]);
+  });
+
   test("explains a refusal without candidates", () => {
     const refused = decision({
       outcome: Outcome.OUTCOME_NO_WORKER,

@@ -18,6 +18,7 @@ export function explainView(response: ExplainResponse): string[] {
     "",
     ...candidateLines(decision.candidates, decision.workerId),
     ...filteredLines(decision),
+    ...leftOutLines(decision),
     ...marginLines(decision),
     "",
     ...observedLines(decision),
@@ -143,6 +144,12 @@ function filteredLines(decision: Decision): string[] {
       decision.filtered.map((one) => [one.workerId, one.endpoint, one.reason]),
     ),
   ];
+}
+
+function leftOutLines({ leftOut }: Decision): string[] {
+  if (leftOut === 0) return [];
+  const workers = leftOut === 1 ? "candidate" : "candidates";
+  return ["", `and ${formatCount(leftOut)} more ${workers} not kept`];
 }
 
 function marginLines(decision: Decision): string[] {

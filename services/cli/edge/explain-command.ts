@@ -64,9 +64,6 @@ async function explain(
     return await routers.explain(decisionKey(which), weights);
   } catch (error) {
     if (!(error instanceof MeshError)) throw error;
-    if (error.code === "not_found") {
-      throw new MeshError("not_found", `${which}: ${error.message}`, { cause: error });
-    }
     if (error.code === "invalid_request" && Object.keys(weights).length > 0) {
       // A weight for a term that does not exist: the decision's own terms tell what was meant.
       requireKnownTerms(await routers.explain(decisionKey(which)), Object.keys(weights));

@@ -61,5 +61,6 @@ export function decisionToWire(decision: Decision): WireDecision {
     indexAgeMs: decision.indexAgeMs,
     loadOnlyReason: decision.loadOnlyReason,
     traceparent: decision.traceparent,
+    leftOut: decision.leftOut,
   };
 }

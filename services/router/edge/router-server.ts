@@ -100,6 +100,18 @@ function readWeights(request: ExplainRequest): ReadonlyMap<string, number> {
   return weights;
 }
 
+/** The decision or request asked for, by its kind and id. */
+function nameOf({ key }: ExplainRequest): string {
+  switch (key?.$case) {
+    case "decisionId":
+      return `decision ${key.value}`;
+    case "requestId":
+      return `request ${key.value}`;
+    default:
+      return "this decision";
+  }
+}
+
 async function explain(
   d: RouterServiceDependencies,
   request: ExplainRequest,
@@ -122,7 +134,7 @@ async function explain(
       "not_found",
       request.key?.$case === "last"
         ? "no decision has been made yet"
-        : "no router knows this decision; the newest ones are kept (limits.decisionsMax)",
+        : `no router knows ${nameOf(request)}; the newest decisions are kept (limits.decisionsMax)`,
     );
   }
   if (weights.size === 0) {
