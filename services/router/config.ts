@@ -2,6 +2,7 @@ import { z } from "zod";
 import { parseCidr } from "../shared/core/cidr.ts";
 import { parseEndpoint } from "../shared/core/endpoint.ts";
 import { logLevels } from "../shared/edge/log.ts";
+import { hotServerKinds } from "./edge/hot-server-kinds.ts";
 import { policyNames } from "./core/placement/policies.ts";
 
 const port = z.number().int().min(0).max(65_535);
@@ -70,6 +71,12 @@ export const RouterConfig = z.strictObject({
       peer: z.array(cidr).default(loopback),
       /** Who may use discovery. */
       discovery: z.array(cidr).default(loopback),
+    })
+    .prefault({}),
+  extProc: z
+    .strictObject({
+      /** Server of the hot port: lean (our HTTP/2, messages read in place) or grpc-js. */
+      server: z.enum(hotServerKinds).default("grpc-js"),
     })
     .prefault({}),
   limits: z

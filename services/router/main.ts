@@ -8,10 +8,8 @@ import { announceReady, runMain, type RunningService } from "../shared/edge/life
 import { createLogger } from "../shared/edge/log.ts";
 import { createMetrics } from "../shared/edge/metrics.ts";
 import { startTracing } from "../shared/edge/tracing.ts";
-import { AccessLogServiceService } from "../shared/gen/envoy/service/accesslog/v3/als.ts";
 import { AggregatedDiscoveryServiceService } from "../shared/gen/envoy/service/discovery/v3/ads.ts";
 import { EndpointDiscoveryServiceService } from "../shared/gen/envoy/service/endpoint/v3/eds.ts";
-import { ExternalProcessorService } from "../shared/gen/envoy/service/ext_proc/v3/external_processor.ts";
 import {
   PeerService as PeerDefinition,
   RouterService,
@@ -21,11 +19,10 @@ import { RouterConfig } from "./config.ts";
 import { Discovery } from "./core/discovery/discovery.ts";
 import { RouterCore } from "./core/router-core.ts";
 import { AccessOutcomes } from "./edge/access-outcomes.ts";
-import { createAccessLogService } from "./edge/access-log-server.ts";
 import { createAdsService } from "./edge/ads-server.ts";
 import { Decider } from "./edge/decider.ts";
 import { EffectRunner } from "./edge/effect-runner.ts";
-import { createExtProcService } from "./edge/ext-proc-server.ts";
+import { createHotServer, extProcName } from "./edge/hot-server.ts";
 import { createMembershipService } from "./edge/membership-server.ts";
 import { ModelRuntimes } from "./edge/model-runtimes.ts";
 import { PeerLinks } from "./edge/peer-links.ts";
@@ -40,10 +37,10 @@ import { routerMetrics } from "./metrics.ts";
 /** gRPC messages beside bodies are far smaller; a snapshot chunk or an artifact chunk is at most 1 MiB. */
 const controlMessageBytesMax = 16 * 1024 * 1024;
 const tickMs = 100;
+/** How long open calls may take to end once the servers stop. */
+const closeMs = 300;
 /** What was said to workers and peers at the end needs a moment to leave the process, ms. */
 const farewellMs = 50;
-
-const extProcName = "envoy.service.ext_proc.v3.ExternalProcessor";
 
 function cidrs(texts: readonly string[]): Cidr[] {
   return texts.flatMap((text) => parseCidr(text) ?? []);
@@ -211,34 +208,24 @@ async function start(): Promise<RunningService> {
   const refused = (service: string): void => {
     metrics.callersRefused.inc({ service });
   };
-  const proxy = cidrs(config.callers.proxy);
-  const hot = createGrpcServer({
-    callers: [
-      { service: extProcName, allowed: proxy },
-      { service: "envoy.service.accesslog.v3.AccessLogService", allowed: proxy },
-    ],
-    onRefused: refused,
+  const { bodyBytesMax, bodyMemoryBytesMax } = config.limits;
+  const hot = createHotServer(config.extProc.server, {
+    extProc: { decider, clock, log, metrics, limits: { bodyBytesMax, bodyMemoryBytesMax } },
+    onRecord: (record) => {
+      outcomes.record(record);
+    },
+    allowed: cidrs(config.callers.proxy),
     onCall: () => {
       envoys.heard(clock.now());
     },
-    messageBytesMax: config.limits.bodyBytesMax + 1_048_576,
-    reflection: false,
+    onRefused: refused,
+    onCallEnded: (reason) => {
+      metrics.hotCallsEnded.inc({ reason });
+    },
+    onConnectionClosed: (reason) => {
+      metrics.hotConnectionsClosed.inc({ reason });
+    },
   });
-  const { bodyBytesMax, bodyMemoryBytesMax } = config.limits;
-  const extProc = createExtProcService({
-    decider,
-    clock,
-    log,
-    metrics,
-    limits: { bodyBytesMax, bodyMemoryBytesMax },
-  });
-  hot.add(ExternalProcessorService, extProc.service);
-  hot.add(
-    AccessLogServiceService,
-    createAccessLogService((record) => {
-      outcomes.record(record);
-    }),
-  );
   const control = createGrpcServer({
     callers: [
       { service: "kvmesh.router.v1.Router", allowed: cidrs(config.callers.router) },
@@ -277,10 +264,11 @@ async function start(): Promise<RunningService> {
 
   const setHealth = (serving: boolean): void => {
     const state = serving ? "SERVING" : "NOT_SERVING";
-    for (const name of ["", extProcName, "readiness"]) hot.health.setStatus(name, state);
+    for (const name of ["", extProcName, "readiness"]) hot.setServing(name, serving);
     for (const name of ["", "kvmesh.router.v1.Router", "readiness"])
       control.health.setStatus(name, state);
-    for (const server of [hot, control]) server.health.setStatus("liveness", "SERVING");
+    hot.setServing("liveness", true);
+    control.health.setStatus("liveness", "SERVING");
   };
   const readiness = new Readiness({
     peersExpected: config.peers.length,
@@ -296,7 +284,7 @@ async function start(): Promise<RunningService> {
   });
   setHealth(false);
 
-  const hotPort = await listen(hot.server, config.host, config.hotPort);
+  const hotPort = await hot.listen(config.host, config.hotPort);
   controlPort = await listen(control.server, config.host, config.controlPort);
   const http = await startHttp({
     host: config.host,
@@ -317,7 +305,9 @@ async function start(): Promise<RunningService> {
       members: core.members.size,
       runtimesSettled: runtimes.settled,
     });
-    metrics.bodyMemoryBytes.set(extProc.bodyMemoryBytes());
+    metrics.bodyMemoryBytes.set(hot.bodyMemoryBytes());
+    const connections = hot.connections();
+    if (connections >= 0) metrics.hotConnections.set(connections);
     metrics.peers.set({ state: "synced" }, peerService.syncedCount);
     metrics.peers.set({ state: "lost" }, peerService.lostCount);
     effects.run();
@@ -341,7 +331,7 @@ async function start(): Promise<RunningService> {
       topology.close();
       membership.close();
       ads.close();
-      await Promise.all([close(hot), close(control), http.close()]);
+      await Promise.all([hot.stop(closeMs), close(control), http.close()]);
       await tracing.stop();
     },
   };
@@ -353,7 +343,7 @@ function close(server: GrpcServer): Promise<void> {
     const cut = setTimeout(() => {
       server.server.forceShutdown();
       resolve();
-    }, 300);
+    }, closeMs);
     server.server.tryShutdown(() => {
       clearTimeout(cut);
       resolve();

@@ -122,6 +122,24 @@ export const routerMetrics = {
     help: "Request bodies held now, in bytes.",
     labels: [],
   },
+  hotConnections: {
+    name: "kvmesh_router_hot_connections_open",
+    kind: "gauge",
+    help: "Connections of the hot port; 0 with extProc.server grpc-js, which does not tell.",
+    labels: [],
+  },
+  hotCallsEnded: {
+    name: "kvmesh_router_hot_calls_ended_total",
+    kind: "counter",
+    help: "Calls of the hot port that the lean server refused or ended itself, by reason.",
+    labels: ["reason"],
+  },
+  hotConnectionsClosed: {
+    name: "kvmesh_router_hot_connections_closed_total",
+    kind: "counter",
+    help: "Connections of the hot port that ended or were not taken, by reason; lean server only.",
+    labels: ["reason"],
+  },
   members: {
     name: "kvmesh_router_members",
     kind: "gauge",

@@ -2,20 +2,19 @@ import * as grpc from "@grpc/grpc-js";
 import { pino } from "pino";
 import { parseCidr } from "../../services/shared/core/cidr.ts";
 import { realClock } from "../../services/shared/edge/clock.ts";
-import { createGrpcServer, listen } from "../../services/shared/edge/grpc-server.ts";
 import { createMetrics, type Metrics } from "../../services/shared/edge/metrics.ts";
 import { noTracing } from "../../services/shared/edge/tracing.ts";
 import {
   ExternalProcessorClient,
-  ExternalProcessorService,
   type HeaderMutation,
   type ProcessingRequest,
   type ProcessingResponse,
 } from "../../services/shared/gen/envoy/service/ext_proc/v3/external_processor.ts";
 import type { RouterCore } from "../../services/router/core/router-core.ts";
 import { Decider } from "../../services/router/edge/decider.ts";
-import { createExtProcService } from "../../services/router/edge/ext-proc-server.ts";
 import type { BodyLimits } from "../../services/router/edge/ext-proc/exchange-stream.ts";
+import type { HotServerKind } from "../../services/router/edge/hot-server-kinds.ts";
+import { createHotServer } from "../../services/router/edge/hot-server.ts";
 import { ModelRuntimes } from "../../services/router/edge/model-runtimes.ts";
 import { routerMetrics } from "../../services/router/metrics.ts";
 import { memberFacts, routerCore } from "./router-builders.ts";
@@ -37,12 +36,16 @@ export interface ExtProcRouter {
     key: keyof typeof routerMetrics,
     labels?: Readonly<Record<string, string>>,
   ): Promise<number>;
+  /** Ends everything at once, open calls too. */
   stop(): void;
 }
 
 /** Starts one on a free port of loopback. */
 export async function startExtProcRouter(
-  limits: Partial<BodyLimits> & { readonly duplexFallbacks?: boolean } = {},
+  limits: Partial<BodyLimits> & {
+    readonly duplexFallbacks?: boolean;
+    readonly server?: HotServerKind;
+  } = {},
 ): Promise<ExtProcRouter> {
   const log = pino({ level: "silent" });
   const core = routerCore();
@@ -72,25 +75,19 @@ export async function startExtProcRouter(
   const bodyBytesMax = limits.bodyBytesMax ?? 64 * 1024 * 1024;
   const bodyMemoryBytesMax = limits.bodyMemoryBytesMax ?? 256 * 1024 * 1024;
   const loopback = parseCidr("127.0.0.0/8");
-  const server = createGrpcServer({
-    callers: [
-      {
-        service: "envoy.service.ext_proc.v3.ExternalProcessor",
-        allowed: loopback === undefined ? [] : [loopback],
-      },
-    ],
-    messageBytesMax: bodyBytesMax + 1_048_576,
-    reflection: false,
+  const server = createHotServer(limits.server ?? "grpc-js", {
+    extProc: {
+      decider,
+      clock: realClock,
+      log,
+      metrics,
+      limits: { bodyBytesMax, bodyMemoryBytesMax },
+    },
+    onRecord: () => undefined,
+    allowed: loopback === undefined ? [] : [loopback],
+    onRefused: () => undefined,
   });
-  const extProc = createExtProcService({
-    decider,
-    clock: realClock,
-    log,
-    metrics,
-    limits: { bodyBytesMax, bodyMemoryBytesMax },
-  });
-  server.add(ExternalProcessorService, extProc.service);
-  const port = await listen(server.server, "127.0.0.1", 0);
+  const port = await server.listen("127.0.0.1", 0);
   const client = new ExternalProcessorClient(
     `127.0.0.1:${port.toString()}`,
     grpc.credentials.createInsecure(),
@@ -100,7 +97,7 @@ export async function startExtProcRouter(
     core,
     metrics,
     client,
-    bodyMemoryBytes: () => extProc.bodyMemoryBytes(),
+    bodyMemoryBytes: () => server.bodyMemoryBytes(),
     metric: async (key, labels = {}) => {
       const { values } = await metrics[key].get();
       return values
@@ -113,7 +110,7 @@ export async function startExtProcRouter(
     },
     stop: () => {
       client.close();
-      server.server.forceShutdown();
+      server.kill();
     },
   };
 }

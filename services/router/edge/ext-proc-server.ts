@@ -47,6 +47,7 @@ function answersTo(call: Call): AnswerWriter {
     extendTimeout: (ms) => {
       call.write(extendMessage(ms));
     },
+    isSending: false,
     end: () => {
       call.end();
     },

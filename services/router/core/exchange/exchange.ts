@@ -64,6 +64,25 @@ export type ExchangeEffect =
 /** Pieces of an echoed body are at most this long, bytes: below Envoy's recommended 64 KB. */
 export const pieceBytesMax = 62_000;
 
+/** Keeps the parts of a body that is to be sent back. */
+export interface BodyStore {
+  /** Keeps a part. */
+  add(part: Uint8Array): void;
+  /** What was added, in order; in as many views as the store likes. */
+  readonly parts: readonly Uint8Array[];
+}
+
+/** A store that keeps the parts as they were given. */
+export class ReceivedParts implements BodyStore {
+  readonly parts: Uint8Array[] = [];
+
+  add(part: Uint8Array): void {
+    this.parts.push(part);
+  }
+}
+
+const noParts: readonly Uint8Array[] = [];
+
 type State = "headers" | "body" | "deciding" | "done";
 
 /**
@@ -82,14 +101,19 @@ type State = "headers" | "body" | "deciding" | "done";
  * each message; in full duplex there is no such timer.
  */
 export class Exchange {
+  readonly #store: BodyStore;
   #state: State = "headers";
   #mode: BodyMode = "none";
   #headers: RequestHeaders = noHeaders;
-  #body: Uint8Array[] = [];
   #bodyBytes = 0;
   #trailers = false;
   #headersOnly = false;
   #extended = false;
+
+  /** `store` keeps a body that is sent back; others are only shown to the decision. */
+  constructor(store: BodyStore = new ReceivedParts()) {
+    this.#store = store;
+  }
 
   /** Bytes of body received so far. */
   get bodyBytes(): number {
@@ -137,13 +161,11 @@ export class Exchange {
   decided(answer: Answer): ExchangeEffect[] {
     if (this.#state !== "deciding") return [];
     this.#state = "done";
-    const body = this.#body;
-    this.#body = [];
     if (answer.kind === "immediate") return [{ kind: "immediate", answer }, { kind: "end" }];
     if (this.#headersOnly) return [{ kind: "answer_headers", answer }, { kind: "end" }];
     if (this.#mode !== "full_duplex") return [{ kind: "answer_body", answer }, { kind: "end" }];
     const effects: ExchangeEffect[] = [{ kind: "answer_headers", answer }];
-    const pieces = [...this.#pieces(body)];
+    const pieces = [...this.#pieces(this.#store.parts)];
     pieces.forEach((piece, i) => {
       const last = i === pieces.length - 1;
       effects.push({ kind: "body_piece", piece, endOfStream: last && !this.#trailers });
@@ -164,7 +186,7 @@ export class Exchange {
     }
     if (event.endOfStream || event.bodyMode === "none") {
       this.#headersOnly = true;
-      return this.#decide(!event.endOfStream);
+      return this.#decide(noParts, !event.endOfStream);
     }
     this.#state = "body";
     return event.bodyMode === "full_duplex" ? [] : [{ kind: "continue_headers" }];
@@ -173,36 +195,35 @@ export class Exchange {
   #onBody(body: Uint8Array, endOfStream: boolean): ExchangeEffect[] {
     if (this.#state === "headers") return this.#fail("a request body came before its headers");
     if (this.#state === "deciding") return [];
-    if (body.length > 0) {
-      this.#body.push(body);
-      this.#bodyBytes += body.length;
+    this.#bodyBytes += body.length;
+    if (this.#mode === "full_duplex") {
+      if (body.length > 0) this.#store.add(body);
+      return endOfStream ? this.#decide(this.#store.parts, false) : [];
     }
-    if (this.#mode === "full_duplex") return endOfStream ? this.#decide(false) : [];
-    return this.#decide(this.#mode === "buffered_partial" && !endOfStream);
+    const truncated = this.#mode === "buffered_partial" && !endOfStream;
+    return this.#decide(body.length > 0 ? [body] : noParts, truncated);
   }
 
   #onTrailers(): ExchangeEffect[] {
     if (this.#state === "headers") return this.#fail("request trailers came before the headers");
     if (this.#state === "deciding" || this.#mode !== "full_duplex") return [];
     this.#trailers = true;
-    return this.#decide(false);
+    return this.#decide(this.#store.parts, false);
   }
 
-  #decide(truncated: boolean): ExchangeEffect[] {
+  #decide(body: readonly Uint8Array[], truncated: boolean): ExchangeEffect[] {
     this.#state = "deciding";
     const request = {
       headers: this.#headers,
-      body: this.#body,
+      body,
       bodyBytes: this.#bodyBytes,
       truncated,
     };
-    if (!this.keepsBody) this.#body = [];
     return [{ kind: "decide", request }];
   }
 
   #fail(reason: string): ExchangeEffect[] {
     this.#state = "done";
-    this.#body = [];
     return [{ kind: "fail", reason }];
   }
 

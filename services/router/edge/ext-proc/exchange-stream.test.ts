@@ -62,6 +62,7 @@ class Lines implements AnswerWriter {
   extendTimeout(ms: number): void {
     this.lines.push(`extend ${ms}`);
   }
+  isSending = false;
   end(): void {
     this.lines.push("end");
   }
@@ -198,6 +199,30 @@ describe("a request that waits", () => {
     stream.receive(body("y".repeat(99)));
     stream.receive(body("y".repeat(99)));
     expect([writer.lines, memory.bytes]).toEqual([["continue", "extend 1500"], 0]);
+  });
+});
+
+describe("memory for bodies", () => {
+  test("is held until the last piece has been sent", () => {
+    const stream = open();
+    stream.receive(headers("full_duplex"));
+    stream.receive(body("0123456789"));
+    writer.isSending = true;
+    decider.answer(route);
+    expect([stream.ended, memory.bytes]).toEqual([true, 10]);
+    stream.sent();
+    stream.sent();
+    expect(memory.bytes).toBe(0);
+  });
+
+  test("is let go when the peer sends what is no message", async () => {
+    const stream = open();
+    stream.receive(headers("full_duplex"));
+    stream.receive(body("0123456789", false));
+    stream.broken("no ProcessingRequest");
+    stream.broken("again");
+    expect([writer.lines, memory.bytes]).toEqual([["fail no ProcessingRequest"], 0]);
+    expect(await ends()).toEqual({ protocol_error: 1 });
   });
 });
 

@@ -6,8 +6,10 @@ import type { Metrics } from "../../../shared/edge/metrics.ts";
 import { parseTraceparent, type TraceContext } from "../../../shared/edge/tracing.ts";
 import {
   Exchange,
+  ReceivedParts,
   type Answer,
   type BodyMode,
+  type BodyStore,
   type ExchangeEffect,
   type ExchangeEvent,
   type ExchangeRequest,
@@ -35,7 +37,9 @@ export interface AnswerWriter {
   immediate(answer: ImmediateAnswer): void;
   /** Restarts the proxy's timer for the pending message with this time, ms. */
   extendTimeout(ms: number): void;
-  /** Ends the stream well. */
+  /** Whether parts of the answer still wait to be sent; the stream is told by `sent` when they have been. */
+  readonly isSending: boolean;
+  /** Ends the stream well, after what waits to be sent. */
   end(): void;
   /** Ends the stream as broken by the peer (INVALID_ARGUMENT) with a reason. */
   fail(reason: string): void;
@@ -44,6 +48,14 @@ export interface AnswerWriter {
 /** Metadata of the gRPC call, by lower-case name. */
 export interface CallMetadata {
   get(name: string): string | undefined;
+}
+
+/** What carries one stream. */
+export interface StreamTransport {
+  readonly writer: AnswerWriter;
+  readonly metadata: CallMetadata;
+  /** Where bodies that are sent back are kept; needed when the views in events do not outlive the call. */
+  readonly bodyStore?: BodyStore;
 }
 
 /** Limits of request bodies. */
@@ -80,7 +92,7 @@ export class ExchangeStream {
   readonly #metadata: CallMetadata;
   readonly #d: ExtProcDependencies;
   readonly #memory: BodyMemory;
-  readonly #exchange = new Exchange();
+  readonly #exchange: Exchange;
   readonly #startedUnixUs: number;
   #mode: BodyMode = "none";
   #held = 0;
@@ -89,13 +101,10 @@ export class ExchangeStream {
   #waiting: WaitingDecision | undefined;
   #ended = false;
 
-  constructor(
-    transport: { readonly writer: AnswerWriter; readonly metadata: CallMetadata },
-    dependencies: ExtProcDependencies,
-    memory: BodyMemory,
-  ) {
+  constructor(transport: StreamTransport, dependencies: ExtProcDependencies, memory: BodyMemory) {
     this.#writer = transport.writer;
     this.#metadata = transport.metadata;
+    this.#exchange = new Exchange(transport.bodyStore ?? new ReceivedParts());
     this.#d = dependencies;
     this.#memory = memory;
     this.#startedUnixUs = dependencies.clock.wallUnixUs();
@@ -133,6 +142,16 @@ export class ExchangeStream {
   /** The proxy needs nothing more: the client left, or it has what it wanted. */
   closed(): void {
     if (!this.#ended) this.#end("cancelled");
+  }
+
+  /** The peer sent something that is no message of this protocol. */
+  broken(reason: string): void {
+    if (!this.#ended) this.#fail(reason);
+  }
+
+  /** Everything that waited to be sent has been, or never will be. */
+  sent(): void {
+    this.#letGo();
   }
 
   #hold(bytes: number): MeshError | undefined {
@@ -256,7 +275,7 @@ export class ExchangeStream {
     this.#ended = true;
     this.#waiting?.cancel();
     this.#waiting = undefined;
-    this.#letGo();
+    if (!this.#writer.isSending) this.#letGo();
     this.#d.metrics.extProcStreams.dec();
     this.#d.metrics.extProcEnds.inc({ end: how });
   }
