@@ -8,6 +8,8 @@ const project = (name: string, include: string[], timeoutMs: number, serial = fa
     testTimeout: timeoutMs,
     hookTimeout: timeoutMs,
     fileParallelism: !serial,
+    // e2e has no property tests: it is spared the import.
+    setupFiles: serial ? [] : ["./test/support/property-seed.ts"],
   },
 });
 
