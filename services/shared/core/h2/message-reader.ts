@@ -3,6 +3,12 @@ import type { BufferPool } from "./buffer-pool.ts";
 /** Why a body cannot be read as gRPC messages. */
 export type MessageFault = "compressed" | "message_too_large" | "memory_full";
 
+/** What takes the messages. */
+export interface MessageSink {
+  /** One whole message, only valid during the call. */
+  onMessage(message: Uint8Array): void;
+}
+
 /** Memory given to a message at once; a longer one grows as it comes, since its length is only a claim. */
 const firstBytes = 1 << 20;
 
@@ -13,22 +19,18 @@ const firstBytes = 1 << 20;
 export class MessageReader {
   readonly #pool: BufferPool;
   readonly #bytesMax: number;
-  readonly #onMessage: (message: Uint8Array) => void;
+  readonly #sink: MessageSink;
   #prefixLength = 0;
   #length = 0;
   #buffer: Uint8Array | undefined;
   #filled = 0;
   #isStopped = false;
 
-  /** The message given to `onMessage` is only valid during the call. */
-  constructor(options: {
-    readonly pool: BufferPool;
-    readonly bytesMax: number;
-    readonly onMessage: (message: Uint8Array) => void;
-  }) {
-    this.#pool = options.pool;
-    this.#bytesMax = options.bytesMax;
-    this.#onMessage = options.onMessage;
+  /** `bytesMax`: longest message taken. */
+  constructor(pool: BufferPool, bytesMax: number, sink: MessageSink) {
+    this.#pool = pool;
+    this.#bytesMax = bytesMax;
+    this.#sink = sink;
   }
 
   /** Length of the message being read, bytes. */
@@ -41,7 +43,7 @@ export class MessageReader {
     return this.#prefixLength === 0;
   }
 
-  /** Gives the memory back and ignores what still comes; may be called from `onMessage`. */
+  /** Gives the memory back and ignores what still comes; may be called by the sink. */
   stop(): void {
     this.#isStopped = true;
     if (this.#buffer !== undefined) this.#pool.give(this.#buffer);
@@ -62,7 +64,7 @@ export class MessageReader {
           this.#prefixLength = 0;
           const from = at;
           at += this.#length;
-          this.#onMessage(bytes.subarray(from, at));
+          this.#sink.onMessage(bytes.subarray(from, at));
           continue;
         }
         this.#buffer = this.#pool.take(Math.min(this.#length, firstBytes));
@@ -111,7 +113,7 @@ export class MessageReader {
     // The handler may stop the reader, which must not give this buffer back while the handler reads it.
     this.#buffer = undefined;
     this.#prefixLength = 0;
-    this.#onMessage(buffer.subarray(0, this.#length));
+    this.#sink.onMessage(buffer.subarray(0, this.#length));
     this.#pool.give(buffer);
   }
 

@@ -3,6 +3,7 @@ import { HeaderField } from "./header-field.ts";
 import { HeaderList } from "./header-list.ts";
 import { decodeHuffman } from "./huffman.ts";
 import { latin1 } from "./latin1.ts";
+import { LiteralCache } from "./literal-cache.ts";
 import { staticTable } from "./static-table.ts";
 
 const staticFields: readonly HeaderField[] = staticTable.map(
@@ -20,18 +21,19 @@ export interface HpackLimits {
 }
 
 /** Blocks up to this long are remembered whole. */
-const rememberedBytesMax = 128;
+const rememberedBytesMax = 256;
 
 /**
  * Decodes the header blocks of one direction of a connection (RFC 7541). `decode` must see every block once, in
  * order; after an error the connection's compression state is lost and the connection has to go.
  *
- * A block that only refers to table entries gives the same list as long as the table does not change; the last such
+ * A block that leaves the table as it was gives the same list as long as the table does not change; the last such
  * block and its list are kept, since a connection's requests mostly repeat it.
  */
 export class HpackDecoder {
   readonly #limits: HpackLimits;
   readonly #table: DynamicTable;
+  readonly #literals = new LiteralCache();
   readonly #remembered = new Uint8Array(rememberedBytesMax);
   #rememberedLength = 0;
   #rememberedVersion = -1;
@@ -59,7 +61,6 @@ export class HpackDecoder {
     this.#start(bytes, start, end);
     const versionBefore = this.#table.version;
     const list = new HeaderList();
-    let isIndexedOnly = true;
     while (this.#at < end && this.#error === undefined) {
       const octet = bytes[this.#at] as number;
       if (octet >= 0x80) this.#add(list, this.#entry(this.#integer(0x7f)));
@@ -69,14 +70,11 @@ export class HpackDecoder {
         this.#add(list, field);
       } else if (octet >= 0x20) this.#resize(list);
       else {
-        isIndexedOnly = false;
-        this.#add(list, this.#literal(0x0f));
+        this.#add(list, octet < 0x10 ? this.#unindexed() : this.#literal(0x0f));
       }
     }
     if (this.#error !== undefined) return undefined;
-    if (isIndexedOnly && this.#table.version === versionBefore) {
-      this.#remember(bytes, start, end, list);
-    }
+    if (this.#table.version === versionBefore) this.#remember(bytes, start, end, list);
     return list;
   }
 
@@ -133,6 +131,39 @@ export class HpackDecoder {
     const name = index === 0 ? this.#string() : this.#entry(index)?.name;
     const value = this.#string();
     return name === undefined || value === undefined ? undefined : new HeaderField(name, value);
+  }
+
+  /** A literal without indexing, from the cache when it is one of the last. */
+  #unindexed(): HeaderField | undefined {
+    const bytes = this.#bytes;
+    const start = this.#at;
+    const index = this.#integer(0x0f);
+    if (index > staticTable.length || this.#error !== undefined) {
+      this.#at = start;
+      return this.#literal(0x0f);
+    }
+    const name = index === 0 ? this.#span() : 0;
+    const value = this.#span();
+    const end = this.#at;
+    if (name < 0 || value < 0) {
+      this.#at = start;
+      return this.#literal(0x0f);
+    }
+    const known = this.#literals.find(bytes, start, end - start);
+    if (known !== undefined) return known;
+    this.#at = start;
+    const field = this.#literal(0x0f);
+    if (field !== undefined) this.#literals.keep(bytes, start, end - start, field);
+    return field;
+  }
+
+  /** Skips a string; -1 when it has no end here. */
+  #span(): number {
+    if (this.#at >= this.#end) return -1;
+    const length = this.#integer(0x7f);
+    if (length > this.#end - this.#at) return -1;
+    this.#at += length;
+    return length;
   }
 
   /** An integer whose first octet's low bits are `prefix` (RFC 7541 §5.1), below 2^28. */

@@ -1,7 +1,11 @@
 import type { BufferPool } from "../../core/h2/buffer-pool.ts";
 import { h2Error } from "../../core/h2/codes.ts";
 import type { H2Connection } from "../../core/h2/connection.ts";
-import { MessageReader, type MessageFault } from "../../core/h2/message-reader.ts";
+import {
+  MessageReader,
+  type MessageFault,
+  type MessageSink,
+} from "../../core/h2/message-reader.ts";
 import type { H2Stream, StreamEnd, StreamListener } from "../../core/h2/stream.ts";
 import { answerBlock, grpcStatus, trailerBlock, type GrpcMetadata } from "./grpc-blocks.ts";
 import type { GrpcHandler, GrpcMethod, GrpcStream } from "./grpc-stream.ts";
@@ -32,17 +36,19 @@ const faultStatus: Readonly<Record<CallFault, number>> = {
   shutting_down: grpcStatus.unavailable,
 };
 
+/** gRPC's prefix of the message being sent; written and copied within one call. */
+const prefix = new Uint8Array(5);
+
 const identityOnly: GrpcMetadata = [["grpc-accept-encoding", "identity"]];
 
 /** One gRPC call: turns a stream's bytes into messages for its handler and back. */
-export class GrpcCall implements GrpcStream, StreamListener {
+export class GrpcCall implements GrpcStream, StreamListener, MessageSink {
   readonly path: string;
   readonly #host: CallHost;
   readonly #connection: H2Connection;
   readonly #stream: H2Stream;
   readonly #reader: MessageReader;
   #handler: GrpcHandler | undefined;
-  readonly #prefix = new Uint8Array(5);
   /** When the client's deadline passes, ms of the server's clock; undefined without one. */
   readonly deadlineAt: number | undefined;
   #isEnded = false;
@@ -63,13 +69,7 @@ export class GrpcCall implements GrpcStream, StreamListener {
     this.#stream = options.stream;
     this.path = options.stream.headers.path;
     this.deadlineAt = options.deadlineAt;
-    this.#reader = new MessageReader({
-      pool: options.host.pool,
-      bytesMax: options.host.messageBytesMax,
-      onMessage: (message) => {
-        this.#deliver(message);
-      },
-    });
+    this.#reader = new MessageReader(options.host.pool, options.host.messageBytesMax, this);
     options.stream.listener = this;
     try {
       this.#handler = options.method(this);
@@ -95,7 +95,6 @@ export class GrpcCall implements GrpcStream, StreamListener {
   send(message: Uint8Array): void {
     if (this.#isEnded || this.#stream.isClosed) return;
     const { length } = message;
-    const prefix = this.#prefix;
     prefix[1] = length >>> 24;
     prefix[2] = length >>> 16;
     prefix[3] = length >>> 8;
@@ -178,7 +177,8 @@ export class GrpcCall implements GrpcStream, StreamListener {
     }
   }
 
-  #deliver(message: Uint8Array): void {
+  /** The reader found a message. */
+  onMessage(message: Uint8Array): void {
     if (this.#isEnded) return;
     try {
       this.#handler?.onMessage(message);

@@ -76,6 +76,11 @@ const tickMs = 200;
 /** A read takes up to this much; one buffer serves all sockets, since each read is used up before the next. */
 const readBytes = 256 << 10;
 
+function isGrpc(contentType: string | undefined): boolean {
+  if (contentType === "application/grpc") return true;
+  return contentType !== undefined && /^application\/grpc[+;]/.test(contentType);
+}
+
 /** One connection and what belongs to it. */
 class Client implements ConnectionListener, CallHost {
   readonly peer: string;
@@ -118,7 +123,7 @@ class Client implements ConnectionListener, CallHost {
       this.#refuseHttp(stream, 405);
       return;
     }
-    if (!/^application\/grpc(?:[+;]|$)/.test(headers.get("content-type") ?? "")) {
+    if (!isGrpc(headers.get("content-type"))) {
       this.#refuseHttp(stream, 415);
       return;
     }
