@@ -313,13 +313,12 @@ export class RouterCore {
 
   /** The pool that serves a model, or `undefined`. */
   poolOf(model: string): string | undefined {
-    for (const member of this.members.all()) if (member.models.includes(model)) return member.pool;
-    return undefined;
+    return this.members.poolOf(model);
   }
 
   /** Members of a pool. */
   poolMembers(pool: string): Member[] {
-    return [...this.members.all()].filter((member) => member.pool === pool);
+    return [...this.members.ofPool(pool)];
   }
 
   /** Chooses a worker and, unless it is a dry run, reserves it. Always returns a decision, also a refusal. */
@@ -795,8 +794,7 @@ export class RouterCore {
     const leave = (member: Member, reason: FilterReason): void => {
       filtered.push({ workerId: member.key, endpoint: member.endpoint, reason });
     };
-    for (const member of this.members.all()) {
-      if (member.pool !== input.pool) continue;
+    for (const member of this.members.ofPool(input.pool)) {
       const { facts } = member;
       if (!member.ready) leave(member, "not_ready");
       else if (facts !== undefined && facts.role !== "both") leave(member, "wrong_role");
@@ -928,7 +926,10 @@ export class RouterCore {
   }
 
   #contextMax(pool: string): number {
-    return Math.max(0, ...this.poolMembers(pool).map((m) => m.facts?.contextTokensMax ?? 0));
+    let max = 0;
+    for (const { facts } of this.members.ofPool(pool))
+      max = Math.max(max, facts?.contextTokensMax ?? 0);
+    return max;
   }
 
   #base(input: PlaceInput, policy: PolicyName, filtered: readonly FilteredWorker[]) {

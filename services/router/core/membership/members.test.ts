@@ -293,3 +293,21 @@ describe("Members", () => {
     expect(members.notice("r1", memberNotice(2), at(0))).toBeUndefined();
   });
 });
+
+test("members are found by pool and model, wherever they move", () => {
+  const members = new Members({ graceMs: 5_000, membersMax: 8, blockSizeTokens: 16 });
+  const keys = (pool: string) => [...members.ofPool(pool)].map((m) => m.key);
+  members.admit(memberFacts(0), 1, at(0));
+  members.admit(memberFacts(1, { pool: "other", models: ["n"] }), 2, at(0));
+  expect([keys("default"), keys("other"), keys("none")]).toEqual([["w0"], ["w1"], []]);
+  expect(["m", "n", "x"].map((model) => members.poolOf(model))).toEqual([
+    "default",
+    "other",
+    undefined,
+  ]);
+  members.admit(memberFacts(0, { pool: "other", models: ["n"] }), 3, at(1));
+  expect([keys("default"), keys("other").sort()]).toEqual([[], ["w0", "w1"]]);
+  expect(members.poolOf("m")).toBeUndefined();
+  for (const key of keys("other")) members.remove(workerId(key));
+  expect([keys("other"), members.poolOf("n")]).toEqual([[], undefined]);
+});

@@ -42,6 +42,7 @@ export interface Admission {
 export class Members {
   readonly #options: MembersOptions;
   readonly #members = new Map<WorkerId, Member>();
+  readonly #pools = new Map<string, Map<WorkerId, Member>>();
   readonly #freeSlots: number[] = [];
   #nextSlot = 0;
 
@@ -52,6 +53,19 @@ export class Members {
   /** All members, by key. */
   all(): Iterable<Member> {
     return this.#members.values();
+  }
+
+  /** Members of one pool. */
+  ofPool(pool: string): Iterable<Member> {
+    return this.#pools.get(pool)?.values() ?? [];
+  }
+
+  /** The pool that serves a model, or `undefined`. O(pools + members of pools with other models). */
+  poolOf(model: string): string | undefined {
+    for (const [pool, members] of this.#pools) {
+      for (const member of members.values()) if (member.models.includes(model)) return pool;
+    }
+    return undefined;
   }
 
   /** One member. */
@@ -103,7 +117,7 @@ export class Members {
     const replacedStream = known.streamId;
     known.facts = facts;
     known.epoch = facts.epoch;
-    known.pool = facts.pool;
+    this.#enterPool(known, facts.pool);
     known.endpoint = facts.endpoint;
     known.models = facts.models;
     known.ready = facts.ready;
@@ -141,7 +155,7 @@ export class Members {
       member.epoch = notice.epoch;
       member.endpoint = notice.endpoint;
       member.models = notice.models;
-      member.pool = notice.pool;
+      this.#enterPool(member, notice.pool);
       member.ready = notice.ready;
     }
     this.#settle(member, now);
@@ -176,6 +190,7 @@ export class Members {
     const member = this.#members.get(key);
     if (member === undefined) return undefined;
     this.#members.delete(key);
+    this.#leavePool(member);
     if (member.slot !== undefined) this.#freeSlots.push(member.slot);
     return member;
   }
@@ -215,7 +230,25 @@ export class Members {
       blocksHeardAt: now,
     };
     this.#members.set(key, member);
+    this.#enterPool(member, member.pool);
     return member;
+  }
+
+  #enterPool(member: Member, pool: string): void {
+    if (member.pool !== pool) this.#leavePool(member);
+    member.pool = pool;
+    let members = this.#pools.get(pool);
+    if (members === undefined) {
+      members = new Map();
+      this.#pools.set(pool, members);
+    }
+    members.set(member.key, member);
+  }
+
+  #leavePool(member: Member): void {
+    const members = this.#pools.get(member.pool);
+    members?.delete(member.key);
+    if (members?.size === 0) this.#pools.delete(member.pool);
   }
 
   #takeSlot(): number {
