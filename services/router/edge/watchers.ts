@@ -92,11 +92,10 @@ export class PlacementWatchers {
 export class TopologyWatchers {
   readonly #calls = new Map<
     ServerWritableStream<WatchTopologyRequest, WatchTopologyResponse>,
-    { sentAt: number; blocked: boolean }
+    { sentAt: number; blocked: boolean; changed: boolean }
   >();
   readonly #clock: Clock;
   readonly #read: () => WatchTopologyResponse;
-  #changed = false;
 
   constructor(options: { readonly clock: Clock; readonly read: () => WatchTopologyResponse }) {
     this.#clock = options.clock;
@@ -110,7 +109,7 @@ export class TopologyWatchers {
 
   /** Adds a stream and sends it the topology. */
   add(call: ServerWritableStream<WatchTopologyRequest, WatchTopologyResponse>): void {
-    const state = { sentAt: this.#clock.now(), blocked: false };
+    const state = { sentAt: this.#clock.now(), blocked: false, changed: false };
     this.#calls.set(call, state);
     call.on("drain", () => {
       state.blocked = false;
@@ -124,9 +123,9 @@ export class TopologyWatchers {
     call.write(this.#read());
   }
 
-  /** Something changed; the next tick sends it. */
+  /** Something changed; each stream gets it with the next tick at which it may be sent to. */
   changed(): void {
-    this.#changed = true;
+    for (const state of this.#calls.values()) state.changed = true;
   }
 
   /** Sends what is due. Call about every 250 ms. */
@@ -137,12 +136,12 @@ export class TopologyWatchers {
     for (const [call, state] of this.#calls) {
       const age = now - state.sentAt;
       const interval = call.request.intervalMsMin === 0 ? 250 : call.request.intervalMsMin;
-      if (state.blocked || age < interval || (!this.#changed && age < 2_000)) continue;
+      if (state.blocked || age < interval || (!state.changed && age < 2_000)) continue;
       topology ??= this.#read();
       state.sentAt = now;
+      state.changed = false;
       state.blocked = !call.write(topology);
     }
-    this.#changed = false;
   }
 
   /** Ends every stream. */

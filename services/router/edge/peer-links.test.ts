@@ -1,0 +1,242 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { ServerDuplexStream } from "@grpc/grpc-js";
+import { pino } from "pino";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { memberNotice, routerCore } from "../../../test/support/router-builders.ts";
+import { parseCidr } from "../../shared/core/cidr.ts";
+import type { Clock } from "../../shared/core/clock.ts";
+import { monoMs } from "../../shared/core/ids.ts";
+import { realClock } from "../../shared/edge/clock.ts";
+import { createGrpcServer, listen, type GrpcServer } from "../../shared/edge/grpc-server.ts";
+import { createKeysFile, loadKeys, type MeshKeys } from "../../shared/edge/keys.ts";
+import {
+  PeerService as PeerDefinition,
+  type PeerServer,
+  type PeerSnapshot,
+  type SyncRequest,
+  type SyncResponse,
+} from "../../shared/gen/kvmesh/router/v1/router.ts";
+import type { RouterCore } from "../core/router-core.ts";
+import type { AccessOutcomes } from "./access-outcomes.ts";
+import { PeerLinks } from "./peer-links.ts";
+import { PeerService } from "./peer-server.ts";
+
+const log = pino({ level: "silent" });
+/** A reservation's end, as routers tell each other. */
+const closing = (decisionId: string) =>
+  ({ $case: "closed", value: { decisionId, workerId: "w0", observed: undefined } }) as const;
+
+/** A worker that the dialling router holds. */
+function heldMember(): PeerSnapshot["members"][number] {
+  const { epoch, ...notice } = memberNotice(0);
+  const { workerStartMs, engineLife } = epoch;
+  return {
+    ...notice,
+    models: [...notice.models],
+    workerStartMs: BigInt(workerStartMs),
+    engineLife: BigInt(engineLife),
+  };
+}
+
+const soon = { timeout: 10_000, interval: 10 };
+
+let folder: string;
+let keys: MeshKeys;
+let server: GrpcServer;
+let links: PeerLinks;
+let dropped: number;
+
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), "kvmesh-peers-"));
+  createKeysFile(join(folder, "mesh.keys"));
+  keys = loadKeys(join(folder, "mesh.keys"));
+  dropped = 0;
+});
+
+afterEach(() => {
+  links.stop();
+  server.server.forceShutdown();
+  rmSync(folder, { recursive: true });
+});
+
+/** Serves `Peer` and has router r1 dial it. */
+async function connect(service: PeerServer, snapshot: PeerSnapshot): Promise<void> {
+  server = createGrpcServer({
+    callers: [
+      {
+        service: "kvmesh.router.v1.Peer",
+        allowed: [parseCidr("127.0.0.0/8")].flatMap((cidr) => cidr ?? []),
+      },
+    ],
+    messageBytesMax: 16 * 1024 * 1024,
+    reflection: false,
+  });
+  server.add(PeerDefinition, service);
+  const port = await listen(server.server, "127.0.0.1", 0);
+  links = new PeerLinks({
+    addresses: [`127.0.0.1:${port}`],
+    instance: "r1",
+    epoch: 1,
+    keys,
+    clock: realClock,
+    log,
+    blockSizeTokens: 16,
+    controlAddress: () => "127.0.0.1:1",
+    snapshot: () => snapshot,
+    onDropped: (count) => {
+      dropped += count;
+    },
+  });
+  links.start();
+}
+
+/** A peer that reads only when told to. */
+class LazyPeer {
+  readonly seen: { readonly seq: number; readonly kind: string }[] = [];
+  call: ServerDuplexStream<SyncRequest, SyncResponse> | undefined;
+
+  get service(): PeerServer {
+    return {
+      sync: (call) => {
+        this.call = call;
+        call.on("data", ({ seq, message }: SyncRequest) => {
+          if (message?.$case === "hello") {
+            call.write({
+              message: { $case: "welcome", value: { instance: "r0", epoch: 1n } },
+            });
+          } else this.seen.push({ seq: Number(seq), kind: message?.$case ?? "" });
+        });
+        call.on("error", () => undefined);
+      },
+    };
+  }
+}
+
+test("what waits for a peer that does not read is bounded, dropped as a whole, and replaced by a snapshot", async () => {
+  const peer = new LazyPeer();
+  await connect(peer.service, { members: [], reservations: [] });
+  await vi.waitFor(() => {
+    expect(peer.seen.map((one) => one.kind)).toEqual(["snapshot"]);
+  }, soon);
+  peer.call?.pause();
+  const broadcast = (): void => {
+    links.broadcast(closing("d".repeat(1_000)));
+  };
+  // More than the socket's buffers and the queue hold together: 10,000 wait, and the one too many drops them.
+  let sent = 0;
+  while (dropped === 0 && sent < 60_000) {
+    broadcast();
+    sent++;
+    if (sent % 500 === 0) await new Promise((resolve) => setImmediate(resolve));
+  }
+  expect(dropped).toBe(10_000);
+  expect(sent).toBeLessThan(60_000);
+  // Nothing more is kept for it: what it misses is in the snapshot to come.
+  for (let i = 0; i < 20_000; i++) broadcast();
+  expect(dropped).toBe(10_000);
+  peer.call?.resume();
+  await vi.waitFor(() => {
+    links.tick();
+    expect(peer.seen.at(-1)?.kind).toBe("snapshot");
+  }, soon);
+  // No gap in the numbers: what was dropped had none yet.
+  expect(peer.seen.map((one) => one.seq)).toEqual(peer.seen.map((_, index) => index + 1));
+  expect(peer.seen.length).toBeLessThanOrEqual(sent - dropped + 1);
+  // And it goes on.
+  broadcast();
+  await vi.waitFor(() => {
+    expect(peer.seen.at(-1)?.kind).toBe("closed");
+  }, soon);
+});
+
+test("a message to a peer that is not there is neither kept nor sent later", async () => {
+  const peer = new LazyPeer();
+  await connect(peer.service, { members: [], reservations: [] });
+  links.broadcast(closing("too early"));
+  expect(links.sendTo("r0", closing("too early"))).toBe(false);
+  await vi.waitFor(() => {
+    expect(peer.seen.map((one) => one.kind)).toEqual(["snapshot"]);
+  }, soon);
+  expect(links.sendTo("r0", closing("known"))).toBe(true);
+  expect(links.sendTo("r7", closing("other"))).toBe(false);
+  await vi.waitFor(() => {
+    expect(peer.seen.map((one) => one.kind)).toEqual(["snapshot", "closed"]);
+  }, soon);
+});
+
+test("a peer that is silent for longer than its deadline is lost, and its members are given up a second later", async () => {
+  let aheadMs = 0;
+  const clock: Clock = {
+    ...realClock,
+    now: () => monoMs(realClock.now() + aheadMs),
+  };
+  const core: RouterCore = routerCore();
+  const service = new PeerService({
+    core,
+    outcomes: {} as unknown as AccessOutcomes,
+    keys,
+    clock,
+    log,
+    instance: "r0",
+    epoch: 2,
+    blockSizeTokens: 16,
+    settle: () => {
+      core.takeEffects();
+    },
+  });
+  await connect(service.service, { members: [heldMember()], reservations: [] });
+  await vi.waitFor(() => {
+    expect(service.syncedCount).toBe(1);
+  }, soon);
+  expect(core.members.size).toBe(1);
+  const lost = vi.spyOn(core, "routerLost");
+  aheadMs += 2_000;
+  service.tick();
+  expect(service.states()).toMatchObject([{ instance: "r1", state: "serving" }]);
+  aheadMs += 600;
+  service.tick();
+  expect(service.states()).toMatchObject([{ instance: "r1", state: "lost" }]);
+  expect([service.syncedCount, service.lostCount]).toEqual([0, 1]);
+  expect(lost).not.toHaveBeenCalled();
+  aheadMs += 1_100;
+  // Unless it has come back by then: it dials again as soon as its stream has ended.
+  links.stop();
+  service.tick();
+  expect(lost).toHaveBeenCalledWith("r1", expect.anything());
+});
+
+test("a silent peer that dials again is synced again without having been given up", async () => {
+  let aheadMs = 0;
+  const clock: Clock = { ...realClock, now: () => monoMs(realClock.now() + aheadMs) };
+  const core = routerCore();
+  const service = new PeerService({
+    core,
+    outcomes: {} as unknown as AccessOutcomes,
+    keys,
+    clock,
+    log,
+    instance: "r0",
+    epoch: 2,
+    blockSizeTokens: 16,
+    settle: () => {
+      core.takeEffects();
+    },
+  });
+  await connect(service.service, { members: [heldMember()], reservations: [] });
+  await vi.waitFor(() => {
+    expect(service.syncedCount).toBe(1);
+  }, soon);
+  const lost = vi.spyOn(core, "routerLost");
+  aheadMs += 2_600;
+  service.tick();
+  expect(service.lostCount).toBe(1);
+  await vi.waitFor(() => {
+    expect(service.syncedCount).toBe(1);
+  }, soon);
+  aheadMs += 2_000;
+  service.tick();
+  expect(lost).not.toHaveBeenCalled();
+  expect(core.members.size).toBe(1);
+});
