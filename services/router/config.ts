@@ -3,7 +3,7 @@ import { parseCidr } from "../shared/core/cidr.ts";
 import { parseEndpoint } from "../shared/core/endpoint.ts";
 import { logLevels } from "../shared/edge/log.ts";
 import { hotServerKinds } from "./edge/hot-server-kinds.ts";
-import { policyNames } from "./core/placement/policies.ts";
+import { policyNames } from "./core/placement/policy.ts";
 
 const port = z.number().int().min(0).max(65_535);
 const endpoint = z.string().refine((text) => parseEndpoint(text) !== undefined, "must be ip:port");

@@ -3,7 +3,7 @@ import { describe, expect, test } from "vitest";
 import { z } from "zod";
 import { RouterConfig } from "./config.ts";
 import { costTerms } from "./core/placement/candidate.ts";
-import { policyNames } from "./core/placement/policies.ts";
+import { policyNames } from "./core/placement/policy.ts";
 import { routerMetrics } from "./metrics.ts";
 
 const readme = readFileSync(new URL("README.md", import.meta.url), "utf8");

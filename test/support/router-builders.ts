@@ -4,6 +4,7 @@ import type { Reservation } from "../../services/router/core/load/reservation.ts
 import type { WorkerLoad } from "../../services/router/core/load/worker-book.ts";
 import type { MemberFacts, MemberNotice } from "../../services/router/core/membership/member.ts";
 import type { CandidateInput } from "../../services/router/core/placement/candidate.ts";
+import type { PolicyRequest } from "../../services/router/core/placement/policy.ts";
 import {
   RouterCore,
   type PlaceInput,
@@ -115,7 +116,22 @@ export function candidateInput(id: string, over: Partial<CandidateInput> = {}): 
     suspect: false,
     reportedRunning: 0,
     reportedWaiting: 0,
+    reportedKvUsageRatio: 0,
     reportedAgeMs: 100,
+    ...over,
+  };
+}
+
+/** A request as policies see it; by default of a prompt that nobody has, the first of its pool. */
+export function policyRequest(over: Partial<PolicyRequest> = {}): PolicyRequest {
+  return {
+    promptTokens: 1_600,
+    expectedOutputTokens: 100,
+    hashes: promptHashes(1, 100),
+    blockSizeTokens: 16,
+    session: "",
+    turn: 0,
+    now: monoMs(0),
     ...over,
   };
 }

@@ -13,7 +13,7 @@ import {
 import { workerId, type WorkerId } from "../../shared/core/ids.ts";
 import { prefillMs, type StepModel } from "../../shared/core/step-model.ts";
 import type { Decision } from "./decisions/decision.ts";
-import type { RouterCore } from "./router-core.ts";
+import type { PlaceInput, RouterCore } from "./router-core.ts";
 
 const w0 = workerId("w0");
 const w1 = workerId("w1");
@@ -104,6 +104,39 @@ describe("placing", () => {
       );
     };
     expect(run()).toEqual(run());
+  });
+
+  test("a policy's state follows placements and ends, not dry runs, and begins anew when it is set", () => {
+    const core = twoWorkers({ policy: "dynamo" });
+    const ask = (over: Partial<PlaceInput> = {}) => core.place(placeInput(over), at(10));
+    const costsOf = (decision: Decision) =>
+      Object.fromEntries(decision.candidates.map((c) => [c.workerId, Math.round(c.costMs)]));
+    const dry = costsOf(ask({ dryRun: true }));
+    const placed = ask();
+    expect(costsOf(placed)).toEqual(dry);
+    // 100 blocks to compute and 100 live; with another prompt there, 100 more of each.
+    const home = placedOn(placed) as string;
+    const other = home === "w0" ? "w1" : "w0";
+    const next = { hashes: promptHashes(2, 100), dryRun: true };
+    expect(costsOf(ask(next))).toEqual({ [home]: 400, [other]: 200 });
+    core.firstToken(placed.id);
+    expect(costsOf(ask(next))).toEqual({ [home]: 300, [other]: 200 });
+    core.served(placed.id, servedRecord(Number(home.slice(1))), at(900));
+    expect(costsOf(ask(next))).toEqual({ [home]: 200, [other]: 200 });
+    ask();
+    core.setPolicy("default", "dynamo");
+    expect(costsOf(ask(next))).toEqual({ [home]: 200, [other]: 200 });
+  });
+
+  test("a session keeps its worker under session-hash", () => {
+    const core = twoWorkers({ policy: "session-hash" });
+    const homes = (session: string) =>
+      [1, 2, 3].map((p) =>
+        placedOn(core.place(placeInput({ session, hashes: promptHashes(p, 100) }), at(p))),
+      );
+    const of = new Map(["s1", "s2", "s3", "s4", "s5", "s6"].map((s) => [s, homes(s)]));
+    for (const workers of of.values()) expect(new Set(workers).size).toBe(1);
+    expect(new Set([...of.values()].flat()).size).toBe(2);
   });
 
   test("a policy is changed pool by pool", () => {

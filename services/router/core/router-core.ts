@@ -32,7 +32,9 @@ import type { Member, MemberFacts, MemberNotice } from "./membership/member.ts";
 import { Members } from "./membership/members.ts";
 import type { CandidateInput, PlacementRequest, ScoredCandidate } from "./placement/candidate.ts";
 import { rank } from "./placement/place.ts";
-import { policies, type PolicyName } from "./placement/policies.ts";
+import { seedOf } from "./placement/baselines/draw.ts";
+import { createPolicy } from "./placement/policies.ts";
+import type { PlacementPolicy, PolicyName, PolicyRequest } from "./placement/policy.ts";
 
 /** Settings of the core. */
 export interface RouterCoreOptions {
@@ -64,6 +66,8 @@ export interface PlaceInput {
   /** Sequence hashes of the full prompt blocks, (lo, hi) pairs. */
   readonly hashes: Uint32Array;
   readonly tokensMax: number | undefined;
+  /** Key of the conversation that it belongs to; absent or empty when its caller names none. */
+  readonly session?: string;
   readonly loadOnlyReason: string;
   /** Only these endpoints may serve; `undefined` means all. */
   readonly subset: ReadonlySet<string> | undefined;
@@ -153,7 +157,7 @@ export class RouterCore {
   /** When a request was placed on each last, or its speed was guessed anew. */
   readonly #usedAt = new Map<WorkerId, MonoMs>();
   readonly #observers = new Map<WorkerId, CacheObserver>();
-  readonly #policies = new Map<string, PolicyName>();
+  readonly #policies = new Map<string, PlacementPolicy>();
   readonly #turns = new Map<string, number>();
   readonly #gates = new Map<string, Gate>();
   #isPumping = false;
@@ -296,14 +300,27 @@ export class RouterCore {
 
   /** Policy of a pool. */
   policyOf(pool: string): PolicyName {
-    return this.#policies.get(pool) ?? this.#options.policy;
+    return this.#policies.get(pool)?.name ?? this.#options.policy;
   }
 
-  /** Changes the policy of a pool; returns the one before. */
+  /** Changes the policy of a pool, whose state begins anew; returns the one before. */
   setPolicy(pool: string, policy: PolicyName): PolicyName {
     const before = this.policyOf(pool);
-    this.#policies.set(pool, policy);
+    this.#policies.set(pool, this.#createPolicy(pool, policy));
     return before;
+  }
+
+  #policyFor(pool: string): PlacementPolicy {
+    let policy = this.#policies.get(pool);
+    if (policy === undefined) {
+      policy = this.#createPolicy(pool, this.#options.policy);
+      this.#policies.set(pool, policy);
+    }
+    return policy;
+  }
+
+  #createPolicy(pool: string, name: PolicyName): PlacementPolicy {
+    return createPolicy(name, seedOf(`${this.#options.decisionPrefix}/${pool}`));
   }
 
   /** What is known of an engine's speed. */
@@ -494,17 +511,30 @@ export class RouterCore {
     request.decided(decision);
   }
 
-  #rank(input: PlaceInput, eligible: readonly Member[], now: MonoMs) {
+  #rank(
+    input: PlaceInput,
+    eligible: readonly Member[],
+    now: MonoMs,
+    session = input.session ?? "",
+  ) {
     const expectedOutputTokens = this.#expectedOutput(eligible, input.tokensMax);
     const blockCount = input.hashes.length / 2;
     if (blockCount > 0) this.index.matchPrefix(input.hashes, blockCount, this.#depths);
     const candidates = eligible.map((member) =>
       this.#candidate(member, input, blockCount > 0, now),
     );
-    const request = { promptTokens: input.promptTokens, expectedOutputTokens };
     const turn = this.#turns.get(input.pool) ?? 0;
-    const ranking = rank(candidates, request, policies[this.policyOf(input.pool)], turn);
-    return { ranking, request, turn };
+    const request: PolicyRequest = {
+      promptTokens: input.promptTokens,
+      expectedOutputTokens,
+      hashes: input.hashes,
+      blockSizeTokens: this.#options.blockSizeTokens,
+      session,
+      turn,
+      now,
+    };
+    const policy = this.#policyFor(input.pool);
+    return { ranking: rank(candidates, request, policy), request, policy };
   }
 
   #place(
@@ -517,7 +547,12 @@ export class RouterCore {
     const policyName = this.policyOf(input.pool);
     if (eligible.length === 0) return this.#noWorker(input, filtered, policyName);
 
-    const { ranking, request, turn } = this.#rank(input, eligible, now);
+    const { ranking, request, policy } = this.#rank(
+      input,
+      eligible,
+      now,
+      pass?.request.hints.session,
+    );
     let ordered = ranking.candidates;
     if (pass !== undefined) {
       const { hints } = pass.request;
@@ -529,7 +564,7 @@ export class RouterCore {
     }
     const [chosen] = ordered;
     if (chosen === undefined) return this.#noWorker(input, filtered, policyName);
-    if (!input.dryRun) this.#turns.set(input.pool, turn + 1);
+    if (!input.dryRun) this.#turns.set(input.pool, request.turn + 1);
 
     const decision: Decision = {
       ...this.#base(input, policyName, filtered),
@@ -552,6 +587,15 @@ export class RouterCore {
           `${openCount} requests are open, the most that the load book holds`,
         ),
       );
+    }
+    if (!input.dryRun) {
+      const { workerId, matchedBlocks, predictedTtftMs } = chosen;
+      policy.placed?.(request, {
+        decisionId: decision.id,
+        workerId,
+        matchedBlocks,
+        predictedTtftMs,
+      });
     }
     this.decisions.add(decision);
     return decision;
@@ -586,6 +630,14 @@ export class RouterCore {
     const { classes, defaultClass } = this.#options.admission ?? admissionDefaults;
     const { priority, tenant } = pass.request.hints;
     return { className: classFor(classes, priority) ?? defaultClass, tenant };
+  }
+
+  /**
+   * The first token of a request has been seen. Only baselines want to know, those of peers that sit in the path of
+   * answers: a router hears of it from nobody before the access log, and ours needs it no earlier.
+   */
+  firstToken(decisionId: string): void {
+    for (const policy of this.#policies.values()) policy.firstToken?.(decisionId);
   }
 
   /** Takes a refusal that was made before placement, so that it can be explained. */
@@ -837,6 +889,7 @@ export class RouterCore {
       suspect: member.suspect,
       reportedRunning: report?.running ?? 0,
       reportedWaiting: report?.waiting ?? 0,
+      reportedKvUsageRatio: report?.kvUsageRatio ?? 0,
       reportedAgeMs: report === undefined ? -1 : now - report.at,
     };
   }
@@ -1025,6 +1078,7 @@ export class RouterCore {
     this.#models.delete(key);
     this.#usedAt.delete(key);
     this.#observers.delete(key);
+    this.#policies.get(member.pool)?.workerLeft?.(key);
     this.#effects.push({ kind: "member_left", member, goodbye });
   }
 
@@ -1038,6 +1092,7 @@ export class RouterCore {
     const { reservation, reason } = closed;
     this.#freed(reservation.workerId);
     if (!reservation.own) return;
+    for (const policy of this.#policies.values()) policy.closed?.(reservation.decisionId);
     if (reason !== "access_log") {
       this.#observers.get(reservation.workerId)?.finish(reservation.decisionId);
       const decision = this.decisions.byId(reservation.decisionId);

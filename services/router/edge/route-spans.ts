@@ -6,7 +6,7 @@ import type { Decision } from "../core/decisions/decision.ts";
 import type { ExchangeRequest } from "../core/exchange/exchange.ts";
 import type { OpenAiRequest } from "../core/openai/openai-request.ts";
 import type { TokenisedPrompt } from "../core/prompt/read-prompt.ts";
-import type { CostTermName, ScoredCandidate } from "../core/placement/candidate.ts";
+import { costTerms, type CostTermName, type ScoredCandidate } from "../core/placement/candidate.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { RequestContext } from "./request-context.ts";
 
@@ -198,7 +198,7 @@ export class RouteSpans {
       [attributes.candidateDecodeMs]: term("decode"),
       [attributes.candidateSlowdownMs]: term("slowdown"),
       [attributes.candidateEvictionMs]: term("eviction"),
-      [attributes.candidateOtherMs]: top.map((c) => termMs(c, "turn") + termMs(c, "open")),
+      [attributes.candidateOtherMs]: top.map(baselineTerms),
       [attributes.candidatePredictedTtftMs]: top.map((c) => c.predictedTtftMs),
       [attributes.candidateMatchedTokens]: top.map((c) => c.matchedTokens),
       [attributes.candidateOpenRequests]: top.map((c) => c.load.openRequests),
@@ -209,6 +209,14 @@ export class RouteSpans {
     });
     span.end(this.#clock.wallUnixUs());
   }
+}
+
+/** Sum of the terms that are no times: those of baselines, from `turn` on. */
+function baselineTerms(candidate: ScoredCandidate): number {
+  const first = costTerms.indexOf("turn");
+  let sum = 0;
+  for (const { name, ms } of candidate.terms) if (costTerms.indexOf(name) >= first) sum += ms;
+  return sum;
 }
 
 function termMs(candidate: ScoredCandidate, name: CostTermName): number {

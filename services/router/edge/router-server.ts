@@ -16,7 +16,7 @@ import type {
 import type { Decision } from "../core/decisions/decision.ts";
 import { reweigh } from "../core/decisions/what-if.ts";
 import { costTerms } from "../core/placement/candidate.ts";
-import { isPolicyName, policyNames } from "../core/placement/policies.ts";
+import { isPolicyName, policyNames } from "../core/placement/policy.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { Decider } from "./decider.ts";
 import { candidateToWire, decisionToWire } from "./decision-wire.ts";

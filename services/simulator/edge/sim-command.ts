@@ -1,9 +1,5 @@
 import { parseArgs } from "node:util";
-import {
-  isPolicyName,
-  policyNames,
-  type PolicyName,
-} from "../../router/core/placement/policies.ts";
+import { isPolicyName, policyNames, type PolicyName } from "../../router/core/placement/policy.ts";
 import { MeshError } from "../../shared/core/errors.ts";
 import { loadWorkload } from "../../shared/edge/workload-files.ts";
 import { fleetStepModel, runFleet } from "../core/fleet/fleet-run.ts";
@@ -20,7 +16,11 @@ export interface SimLine {
 }
 
 /** Order in which policies are run when none is named: baselines first. */
-const allPolicies: readonly PolicyName[] = ["round-robin", "least-requests", "kv-blind", "kv"];
+const allPolicies: readonly PolicyName[] = [
+  ...policyNames.filter((name) => name !== "kv" && name !== "kv-blind"),
+  "kv-blind",
+  "kv",
+];
 
 function refuse(field: string, problem: string): MeshError {
   return new MeshError("invalid_request", `--${field}: ${problem}`, { field });

@@ -24,6 +24,7 @@ const candidate = (n: number): ScoredCandidate => ({
   suspect: false,
   reportedRunning: 0,
   reportedWaiting: 0,
+  reportedKvUsageRatio: 0,
   reportedAgeMs: 0,
   terms: [],
   costMs: n,

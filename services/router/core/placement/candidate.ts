@@ -22,6 +22,8 @@ export interface CandidateInput {
   readonly suspect: boolean;
   readonly reportedRunning: number;
   readonly reportedWaiting: number;
+  /** Share of its cache that running requests hold, 0 to 1. */
+  readonly reportedKvUsageRatio: number;
   readonly reportedAgeMs: number;
 }
 
@@ -31,7 +33,7 @@ export interface PlacementRequest {
   readonly expectedOutputTokens: number;
 }
 
-/** Names of cost terms, in the order in which they are shown. `turn` and `open` belong to baselines and count no ms. */
+/** Names of cost terms, in the order in which they are shown. From `turn` on they belong to baselines and count no ms. */
 export const costTerms = [
   "queue",
   "stall",
@@ -41,6 +43,12 @@ export const costTerms = [
   "eviction",
   "turn",
   "open",
+  "choice",
+  "score",
+  "prefill_blocks",
+  "decode_blocks",
+  "tree_blocks",
+  "draw",
 ] as const;
 
 /** One of `costTerms`. */

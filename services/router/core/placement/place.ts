@@ -1,5 +1,6 @@
-import type { CandidateInput, PlacementRequest, ScoredCandidate } from "./candidate.ts";
-import type { PlacementPolicy } from "./policies.ts";
+import type { CandidateInput, ScoredCandidate } from "./candidate.ts";
+import { estimate } from "./estimate.ts";
+import type { PlacementPolicy, PolicyRequest, Score } from "./policy.ts";
 
 /** Candidates in order of preference. */
 export interface Ranking {
@@ -29,16 +30,15 @@ function compare(a: ScoredCandidate, b: ScoredCandidate): number {
  */
 export function rank(
   candidates: readonly CandidateInput[],
-  request: PlacementRequest,
+  request: PolicyRequest,
   policy: PlacementPolicy,
-  turn: number,
 ): Ranking {
   const byId = [...candidates].sort((a, b) =>
     a.workerId < b.workerId ? -1 : a.workerId > b.workerId ? 1 : 0,
   );
-  const count = byId.length;
-  const scored = byId.map((candidate, position): ScoredCandidate => {
-    const { terms, expected } = policy.score(candidate, request, { position, count, turn });
+  const scores = byId.length === 0 ? [] : policy.score(byId, request);
+  const scored = byId.map((candidate, i): ScoredCandidate => {
+    const { terms, expected = estimate(candidate, request) } = scores[i] as Score;
     let costMs = 0;
     for (const term of terms) costMs += term.ms;
     return {

@@ -1,31 +1,13 @@
-import type { CandidateInput, CostTerm, PlacementRequest } from "./candidate.ts";
+import { AibrixPrefix } from "./baselines/aibrix-prefix.ts";
+import { Dynamo } from "./baselines/dynamo.ts";
+import { LlmD } from "./baselines/llm-d.ts";
+import { leastRequests, PowerOfTwo, RandomChoice, roundRobin } from "./baselines/load-balancers.ts";
+import { PrefixTrie } from "./baselines/prefix-trie.ts";
+import { sessionHash } from "./baselines/session-hash.ts";
+import { Smg } from "./baselines/smg.ts";
+import type { CandidateInput, CostTerm } from "./candidate.ts";
 import { estimate, type Estimate } from "./estimate.ts";
-
-/** What a policy makes of one candidate. */
-export interface Score {
-  readonly terms: readonly CostTerm[];
-  /** Times that the reservation and the prediction use, whatever the policy ranks by. */
-  readonly expected: Estimate;
-}
-
-/** Ranks candidates; the lowest sum of terms wins. Deterministic given `turn`. */
-export interface PlacementPolicy {
-  readonly name: PolicyName;
-  /** Whether it looks at matched blocks. */
-  readonly usesOverlap: boolean;
-  /** `position` and `count` are the candidate's place in the list sorted by id; `turn` counts decisions. */
-  score(
-    candidate: CandidateInput,
-    request: PlacementRequest,
-    order: { readonly position: number; readonly count: number; readonly turn: number },
-  ): Score;
-}
-
-/** Policies by the names that settings use. */
-export const policyNames = ["kv", "kv-blind", "round-robin", "least-requests"] as const;
-
-/** One of `policyNames`. */
-export type PolicyName = (typeof policyNames)[number];
+import type { PlacementPolicy, PolicyName } from "./policy.ts";
 
 function expectedCompletion(expected: Estimate): CostTerm[] {
   return [
@@ -45,50 +27,51 @@ function withoutOverlap(candidate: CandidateInput): CandidateInput {
 
 const kv: PlacementPolicy = {
   name: "kv",
-  usesOverlap: true,
-  score(candidate, request) {
-    const expected = estimate(candidate, request);
-    return { terms: expectedCompletion(expected), expected };
-  },
+  score: (candidates, request) =>
+    candidates.map((candidate) => {
+      const expected = estimate(candidate, request);
+      return { terms: expectedCompletion(expected), expected };
+    }),
 };
 
 /** The same cost with the overlap terms zero. */
 const kvBlind: PlacementPolicy = {
   name: "kv-blind",
-  usesOverlap: false,
-  score(candidate, request) {
-    const expected = estimate(withoutOverlap(candidate), request);
-    return { terms: expectedCompletion(expected), expected: estimate(candidate, request) };
-  },
+  score: (candidates, request) =>
+    candidates.map((candidate) => ({
+      terms: expectedCompletion(estimate(withoutOverlap(candidate), request)),
+    })),
 };
 
-const roundRobin: PlacementPolicy = {
-  name: "round-robin",
-  usesOverlap: false,
-  score(candidate, request, { position, count, turn }) {
-    const wait = (position - (turn % count) + count) % count;
-    return { terms: [{ name: "turn", ms: wait }], expected: estimate(candidate, request) };
-  },
-};
-
-const leastRequests: PlacementPolicy = {
-  name: "least-requests",
-  usesOverlap: false,
-  score(candidate, request) {
-    const open = candidate.load.openRequests + candidate.foreignRequests;
-    return { terms: [{ name: "open", ms: open }], expected: estimate(candidate, request) };
-  },
-};
-
-/** Every policy by name. */
-export const policies: Readonly<Record<PolicyName, PlacementPolicy>> = {
-  kv,
-  "kv-blind": kvBlind,
-  "round-robin": roundRobin,
-  "least-requests": leastRequests,
-};
-
-/** Whether a text names a policy. */
-export function isPolicyName(text: string): text is PolicyName {
-  return (policyNames as readonly string[]).includes(text);
+/**
+ * A policy for one pool, with a state of its own where it keeps one. `seed` decides the draws of those that draw; routers
+ * with different seeds draw independently of each other.
+ */
+export function createPolicy(name: PolicyName, seed: number): PlacementPolicy {
+  switch (name) {
+    case "kv":
+      return kv;
+    case "kv-blind":
+      return kvBlind;
+    case "round-robin":
+      return roundRobin;
+    case "random":
+      return new RandomChoice(seed);
+    case "least-requests":
+      return leastRequests;
+    case "power-of-two":
+      return new PowerOfTwo(seed);
+    case "session-hash":
+      return sessionHash;
+    case "prefix-trie":
+      return new PrefixTrie(seed);
+    case "dynamo":
+      return new Dynamo(seed);
+    case "llm-d":
+      return new LlmD(seed);
+    case "aibrix-prefix":
+      return new AibrixPrefix(seed);
+    case "smg":
+      return new Smg(seed);
+  }
 }

@@ -1,5 +1,5 @@
 import type { StepModel } from "../../../shared/core/step-model.ts";
-import type { PolicyName } from "../../../router/core/placement/policies.ts";
+import type { PolicyName } from "../../../router/core/placement/policy.ts";
 
 /** How long things take between processes, ms. Pairs are the least and the most, drawn evenly. */
 export interface FleetDelays {

@@ -1,6 +1,6 @@
 import type { PreparedWorkload } from "../../../shared/core/workload/prepared-file.ts";
 import { stepModels, type StepModel } from "../../../shared/core/step-model.ts";
-import type { PolicyName } from "../../../router/core/placement/policies.ts";
+import type { PolicyName } from "../../../router/core/placement/policy.ts";
 import { Fleet, type FleetRecord } from "./fleet.ts";
 import { defaultDelays, type FleetDelays, type FleetOptions } from "./fleet-options.ts";
 import { summariseFleet, type FleetResult } from "./fleet-result.ts";
@@ -15,6 +15,8 @@ export interface FleetRunOptions {
   readonly prompts: TokenPrompts;
   readonly policy: PolicyName;
   readonly rateFactor: number;
+  /** Where in the workload the run begins, ms of the run's own time; 0 when absent. */
+  readonly fromMs?: number;
   /** Length of the run, ms. */
   readonly durationMs: number;
   /** Share of the run left out of the figures. */
@@ -65,7 +67,7 @@ export function fleetOptions(run: FleetRunOptions): FleetOptions {
 }
 
 /**
- * Replays the first `durationMs` of a workload through a new fleet, open loop, as the replay against real
+ * Replays `durationMs` of a workload through a new fleet, open loop, as the replay against real
  * processes does, and waits until every answer has ended.
  * Throws `RangeError` when the workload has no request in that time.
  */
@@ -73,20 +75,23 @@ export function runFleet(run: FleetRunOptions): FleetRun {
   const { workload } = run.prepared;
   const fleet = new Fleet(fleetOptions(run));
   const startMs = fleet.time.now;
+  const fromMs = run.fromMs ?? 0;
   let due = 0;
   for (const [index, request] of workload.requests.entries()) {
-    const atMs = request.atMs / run.rateFactor;
+    const atMs = request.atMs / run.rateFactor - fromMs;
+    if (atMs < 0) continue;
     if (atMs > run.durationMs) break;
     due++;
     fleet.request(startMs + atMs, () => ({
       index,
       promptTokens: run.prompts.tokens(index),
       outputTokens: request.outputTokens,
+      ...(request.session === undefined ? {} : { session: request.session }),
     }));
   }
   if (due === 0) {
     throw new RangeError(
-      `workload ${workload.name} has no request in the first ${run.durationMs.toFixed(0)} ms`,
+      `workload ${workload.name} has no request in the ${run.durationMs.toFixed(0)} ms from ${fromMs.toFixed(0)} ms on`,
     );
   }
   fleet.time.runUntil(startMs + run.durationMs);

@@ -21,6 +21,8 @@ export interface FleetRequest {
   readonly index: number;
   readonly promptTokens: Uint32Array;
   readonly outputTokens: number;
+  /** Conversation that it belongs to, where the caller says so. */
+  readonly session?: string;
 }
 
 /** How a request stands. */
@@ -192,6 +194,7 @@ export class Fleet {
       promptTokens: promptTokens.length,
       hashes,
       tokensMax: this.options.tellsTokensMax ? outputTokens : undefined,
+      session: request.session ?? "",
       loadOnlyReason: "",
       subset: undefined,
       dryRun: false,
@@ -240,6 +243,8 @@ export class Fleet {
     if (open === undefined) return;
     open.record.firstTokenMs = sequence.firstTokenAt ?? NaN;
     open.record.cachedTokens = sequence.cachedTokens;
+    // Peers that sit in the path of answers see it; ours does not look.
+    this.routers[open.record.router]?.core.firstToken(open.record.decisionId);
   }
 
   #finished(engine: number, sequence: EngineSequence): void {
