@@ -87,6 +87,16 @@ describe("diagnose", () => {
 
   test.each<[string, Partial<DoctorFacts>, RegExp]>([
     ["an old Node", { nodeVersion: "v20.1.0" }, /Node 20.1.0, they need 26.*npm install/],
+    [
+      "a wrong KVMESH_ENVOY",
+      { envoyBinary: { path: "/x", problem: "KVMESH_ENVOY names /x, which does not exist" } },
+      /names \/x.* → correct KVMESH_ENVOY, or unset it/,
+    ],
+    [
+      "a caller that a router does not take",
+      { members: [{ workerId: "w0", refusedBy: 1, refusals: ["caller_not_allowed"] }] },
+      /caller_not_allowed → .*router\.callers\.membership/,
+    ],
     ["an old Envoy", { envoyBinary: { path: "/e", version: "1.36.4" } }, /older than 1.37.0/],
     [
       "no Envoy",

@@ -179,7 +179,15 @@ function installation(facts: DoctorFacts): Finding[] {
   );
   const { path, version, problem: missing } = facts.envoyBinary;
   if (missing !== undefined)
-    findings.push(problem("envoy", missing, `run "npm start" once; its set-up fetches Envoy`));
+    findings.push(
+      problem(
+        "envoy",
+        missing,
+        missing.startsWith("KVMESH_ENVOY ")
+          ? "correct KVMESH_ENVOY, or unset it to use the Envoy that set-up fetches"
+          : `run "npm start" once; its set-up fetches Envoy`,
+      ),
+    );
   else if (version === undefined)
     findings.push(note("envoy", `${path} does not say its version`, ""));
   else findings.push(versionFinding(`Envoy at ${path}`, version));
