@@ -1,4 +1,5 @@
-import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from "prom-client";
+import { Registry, collectDefaultMetrics } from "prom-client";
+import { MeshCounter, MeshGauge, MeshHistogram } from "./metric-values.ts";
 
 /** One metric of a service's catalogue: the only place where its name is written. */
 export interface MetricSpec {
@@ -30,30 +31,31 @@ export const requestBuckets: readonly number[] = [
 export const ratioBuckets: readonly number[] = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1];
 
 type MetricOf<S extends MetricSpec> = S["kind"] extends "counter"
-  ? Counter
+  ? MeshCounter<S["labels"][number]>
   : S["kind"] extends "gauge"
-    ? Gauge
-    : Histogram;
+    ? MeshGauge<S["labels"][number]>
+    : MeshHistogram<S["labels"][number]>;
 
 /** The metrics of a catalogue by key, with their registry. */
 export type Metrics<C extends Record<string, MetricSpec>> = {
   readonly [K in keyof C]: MetricOf<C[K]>;
 };
 
-function createMetric(spec: MetricSpec, registry: Registry): Counter | Gauge | Histogram {
-  const base = {
-    name: spec.name,
-    help: spec.help,
-    labelNames: [...spec.labels],
-    registers: [registry],
-  };
+function createMetric(
+  spec: MetricSpec,
+  registry: Registry,
+): MeshCounter | MeshGauge | MeshHistogram {
+  const { name, help, labels: labelNames } = spec;
   switch (spec.kind) {
     case "counter":
-      return new Counter(base);
+      return new MeshCounter({ name, help, labelNames, registry });
     case "gauge":
-      return new Gauge(base);
+      return new MeshGauge({ name, help, labelNames, registry });
     case "histogram":
-      return new Histogram({ ...base, buckets: [...(spec.buckets ?? requestBuckets)] });
+      return new MeshHistogram(
+        { name, help, labelNames, registry },
+        spec.buckets ?? requestBuckets,
+      );
   }
 }
 
@@ -65,6 +67,6 @@ export function createMetrics<const C extends Record<string, MetricSpec>>(
   collectDefaultMetrics({ register: registry });
   const metrics = Object.fromEntries(
     Object.entries(catalogue).map(([key, spec]) => [key, createMetric(spec, registry)]),
-  ) as Metrics<C>;
+  ) as unknown as Metrics<C>;
   return { registry, metrics };
 }
