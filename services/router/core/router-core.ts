@@ -674,8 +674,8 @@ export class RouterCore {
     const at = monoMs(now - reservation.ageMs);
     if (this.#usedAt.has(reservation.workerId)) this.#usedAt.set(reservation.workerId, now);
     const pool = this.members.get(reservation.workerId)?.pool;
-    if (pool !== undefined)
-      this.#gates.get(pool)?.rooms.opened(reservation.workerId, prefillMs, now);
+    const placed = { workMs: prefillMs, tokens: uncachedTokens + expectedOutputTokens / 2 };
+    if (pool !== undefined) this.#gates.get(pool)?.rooms.opened(reservation.workerId, placed, now);
     this.book.open(
       {
         decisionId: reservation.decisionId,
@@ -757,14 +757,17 @@ export class RouterCore {
     const model = this.#models.get(decision.workerId as WorkerId);
     const chosen = decision.candidates[0];
     if (model === undefined || chosen === undefined) return;
-    model.observeError(chosen.predictedTtftMs, observed.ttftMs);
+    // The proxy's clock runs while a request waits here; the engine knows nothing of that.
+    const ttftMs = observed.ttftMs - (decision.admission?.waitedMs ?? 0);
+    if (ttftMs <= 0) return;
+    model.observeError(chosen.predictedTtftMs, ttftMs);
     // Only requests that found no prefill work before them show what prefill alone costs.
     if (backlogMs > 0 || chosen.load.decoding > 0 || observed.attempts > 1) return;
     const cachedTokens = observed.cachedTokens >= 0 ? observed.cachedTokens : chosen.matchedTokens;
     model.observePrefill({
       newTokens: decision.promptTokens - cachedTokens,
       cachedTokens,
-      ms: observed.ttftMs,
+      ms: ttftMs,
     });
   }
 
@@ -823,7 +826,7 @@ export class RouterCore {
       this.#observers.get(chosen.workerId)?.watch(decision.id, input.hashes, now);
     }
     const gate = this.#gates.get(input.pool);
-    gate?.placed(chosen.workerId, workMs(chosen, input.promptTokens), now);
+    gate?.placed(chosen, decision, now);
     this.#effects.push({ kind: "reserved", decision, uncachedTokens });
     return true;
   }

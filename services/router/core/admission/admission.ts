@@ -56,7 +56,7 @@ interface ClassState {
 const retryMsMin = 1_000;
 const retryMsMax = 30_000;
 /** Shortest wait allowed in an overloaded class, ms: below it the queue would be empty half of the time. */
-const overloadWaitMsMin = 100;
+const overloadWaitMsMin = 50;
 /** Requests limited to some workers that may be passed over in one go when those have no room. */
 const passedOverMax = 8;
 /** What a limit that is not kept in time is allowed beyond, as a factor: predictions err. */

@@ -116,9 +116,10 @@ export class PoolGate<T> implements AdmissionPort<T> {
   }
 
   /**
-   * Chooses among ranked workers. As long as one of them has room the cheapest is taken, even if that one has not: its cost
-   * holds its queue already, and a worker that is cheap only because of what it has cached stops being so. While routers
-   * divide the room, the cheapest is taken of which this router may use room.
+   * Chooses among ranked workers: the cheapest with room, of which this router may use its part while routers divide it. A
+   * worker without room is taken as long as another has some if its first token is expected before any of theirs, since what
+   * it has cached is then worth its queue; and while others wait for the work that this saves, also if it comes a little
+   * later.
    */
   choose(
     candidates: readonly ScoredCandidate[],
@@ -128,36 +129,78 @@ export class PoolGate<T> implements AdmissionPort<T> {
   ): RoomChoice {
     const isDivided = this.shares.isDivided(now);
     let soonest = Infinity;
+    let cheapest = -1;
+    let ttftMs = Infinity;
+    /** Workers without room, but with a queue that a request might stand. */
+    let queued: number[] | undefined;
     let demand: Omit<TenantDemand, "servedMs">[] | undefined;
     for (let index = 0; index < candidates.length; index++) {
       const candidate = candidates[index] as ScoredCandidate;
-      const roomAt = this.rooms.roomAt(this.#question(candidate, ask), now);
-      if (roomAt > now) {
-        soonest = Math.min(soonest, roomAt);
+      const room = this.rooms.roomFor(this.#question(candidate, ask), now);
+      if (room.at > now) {
+        soonest = Math.min(soonest, room.at);
+        if (!room.isFull && cheapest < 0) (queued ??= []).push(index);
         continue;
       }
-      if (!isDivided) return { kind: "take", index: 0 };
-      demand ??= this.#demandWith(candidate, ask, own);
-      const { workerId, load } = candidate;
-      const backlogMs = this.rooms.backlogMs(workerId, load.prefillBacklogMs, now);
-      const question = {
-        worker: workerId,
-        costMs: workMs(candidate, ask.promptTokens),
-        freeMs: this.rooms.queueMsTarget - backlogMs,
-        own: demand,
-        capacityMsPerMs: this.workerMsPerMs(),
-      };
-      if (this.shares.allows(question, now)) return { kind: "take", index };
-      soonest = Math.min(soonest, now + dividedRetryMs);
+      if (isDivided) {
+        demand ??= this.#demandWith(candidate, ask, own);
+        if (this.#allows(candidate, ask, demand, now)) return { kind: "take", index };
+        soonest = Math.min(soonest, now + dividedRetryMs);
+        continue;
+      }
+      if (index === 0) return { kind: "take", index };
+      if (cheapest < 0) cheapest = index;
+      ttftMs = Math.min(ttftMs, this.#firstTokenMs(candidate, now));
     }
-    const cheapest = candidates[0] as ScoredCandidate;
-    return { kind: "no_room", estimate: estimateOf(cheapest, ask), roomAt: soonest };
+    if (cheapest < 0) {
+      const estimate = estimateOf(candidates[0] as ScoredCandidate, ask);
+      return { kind: "no_room", estimate, roomAt: soonest };
+    }
+    const chosen = candidates[cheapest] as ScoredCandidate;
+    const perMs = Math.min(
+      savedWorkWeightMax,
+      this.admission.waitingCount / Math.max(1, this.workerMsPerMs()),
+    );
+    const early = queued?.find((i) => {
+      const other = candidates[i] as ScoredCandidate;
+      const saved = workMs(chosen, ask.promptTokens) - workMs(other, ask.promptTokens);
+      return this.#firstTokenMs(other, now) <= ttftMs + Math.max(0, saved) * perMs;
+    });
+    return { kind: "take", index: early ?? cheapest };
+  }
+
+  #firstTokenMs(candidate: ScoredCandidate, now: MonoMs): number {
+    const { workerId, load, prefillMs } = candidate;
+    return this.rooms.backlogMs(workerId, load.prefillBacklogMs, now) + prefillMs;
+  }
+
+  #allows(
+    candidate: ScoredCandidate,
+    ask: RoomAsk,
+    own: readonly Omit<TenantDemand, "servedMs">[],
+    now: MonoMs,
+  ): boolean {
+    const { workerId, load } = candidate;
+    const backlogMs = this.rooms.backlogMs(workerId, load.prefillBacklogMs, now);
+    const question = {
+      worker: workerId,
+      costMs: workMs(candidate, ask.promptTokens),
+      freeMs: this.rooms.queueMsTarget - backlogMs,
+      own,
+      capacityMsPerMs: this.workerMsPerMs(),
+    };
+    return this.shares.allows(question, now);
   }
 
   /** A request was placed on a worker by this router. */
-  placed(worker: WorkerId, prefillWorkMs: number, now: MonoMs): void {
-    this.rooms.opened(worker, prefillWorkMs, now);
-    this.shares.dispatched(worker, prefillWorkMs, now);
+  placed(candidate: ScoredCandidate, ask: Omit<RoomAsk, "itlMs">, now: MonoMs): void {
+    const { workerId } = candidate;
+    const placed = {
+      workMs: workMs(candidate, ask.promptTokens),
+      tokens: newKvTokens(candidate, ask),
+    };
+    this.rooms.opened(workerId, placed, now);
+    this.shares.dispatched(workerId, placed.workMs, now);
   }
 
   /** Takes an engine's report. */
@@ -202,16 +245,23 @@ export class PoolGate<T> implements AdmissionPort<T> {
       worker: candidate.workerId,
       openRequests: load.openRequests + candidate.foreignRequests,
       bookBacklogMs: load.prefillBacklogMs,
-      queuedPrefillTokens: load.queuedPrefillTokens,
       report: this.#lastReport(candidate.workerId),
       capacityTokens: candidate.capacityTokens,
-      newTokens: Math.max(1, ask.promptTokens - candidate.matchedTokens),
+      newTokens: newKvTokens(candidate, ask),
       stepMs,
       itlMs: ask.itlMs,
     };
   }
 }
 
+/** KV tokens that a request adds to a worker, its answer half grown. */
+function newKvTokens(candidate: ScoredCandidate, ask: Omit<RoomAsk, "itlMs">): number {
+  const newTokens = Math.max(1, ask.promptTokens - candidate.matchedTokens);
+  return newTokens + ask.expectedOutputTokens / 2;
+}
+
+/** Most that a ms of work saved weighs beside a ms of one request's first token; it brings all who wait forward. */
+const savedWorkWeightMax = 4;
 /** Demands looked at and told to other routers. */
 const demandsToldMax = 256;
 /** How soon to look again at room that another router may use, ms. */

@@ -18,7 +18,7 @@ export const roomDefaults: RoomOptions = {
   queueMsTarget: 0,
   openMax: 512,
   kvRatioMax: 0.95,
-  busyRatioMax: 0.96,
+  busyRatioMax: 0.97,
 };
 
 /** What is asked of a worker. */
@@ -28,11 +28,10 @@ export interface RoomQuestion {
   readonly openRequests: number;
   /** Prefill backlog by the load book, ms. */
   readonly bookBacklogMs: number;
-  readonly queuedPrefillTokens: number;
   readonly report: LoadReport | undefined;
   /** 0 when unknown. */
   readonly capacityTokens: number;
-  /** Tokens that the request would have computed there. */
+  /** KV tokens that the request would add there. */
   readonly newTokens: number;
   /** Time of a decode step with the request in it, ms. */
   readonly stepMs: number;
@@ -40,12 +39,20 @@ export interface RoomQuestion {
   readonly itlMs: number;
 }
 
+/** Whether a worker has room. */
+export interface Room {
+  /** When it has, as far as is known: the present when it has now. */
+  readonly at: number;
+  /** It can hold no more, so that not even a request that would find its queue short may go there. */
+  readonly isFull: boolean;
+}
+
 /** Requests remembered of one worker, for comparison with its reports. */
 const openedKept = 256;
 /** A request counts in an engine's gauges at most so long after its decision, ms. */
 const dispatchLagMs = 50;
 /** Lowest automatic target, ms: about two steps, so that an engine does not run dry between decisions. */
-const queueMsTargetMin = 40;
+const queueMsTargetMin = 60;
 /** How soon to look again at a worker that is full in a way that no clock ends, ms. */
 const lookAgainMs = 20;
 /** How far one report moves the estimate of how long work takes, and how far all may. */
@@ -59,6 +66,9 @@ interface WorkerState {
   pace: number;
   readonly at: Float64Array;
   readonly ms: Float64Array;
+  readonly tokens: Float64Array;
+  /** KV tokens of requests that the last report did not count in its use of the cache. */
+  unseenTokens: number;
   /** Number of requests ever opened; the last `openedKept` are in the arrays. */
   opened: number;
 }
@@ -86,7 +96,7 @@ export class WorkerRooms {
   /** Prefill work that a worker may have before it and still be sent a request, ms. */
   get queueMsTarget(): number {
     const { queueMsTarget } = this.#options;
-    return queueMsTarget > 0 ? queueMsTarget : Math.max(queueMsTargetMin, this.#promptMs);
+    return queueMsTarget > 0 ? queueMsTarget : Math.max(queueMsTargetMin, 1.5 * this.#promptMs);
   }
 
   /** How long work on a worker takes, as a factor of what is predicted. */
@@ -95,7 +105,12 @@ export class WorkerRooms {
   }
 
   /** A request with so much prefill work was placed, here or by a peer. */
-  opened(worker: WorkerId, workMs: number, now: number): void {
+  opened(
+    worker: WorkerId,
+    placed: { readonly workMs: number; readonly tokens: number },
+    now: number,
+  ): void {
+    const { workMs, tokens } = placed;
     let state = this.#workers.get(worker);
     if (state === undefined) {
       state = {
@@ -103,6 +118,8 @@ export class WorkerRooms {
         pace: 1,
         at: new Float64Array(openedKept),
         ms: new Float64Array(openedKept),
+        tokens: new Float64Array(openedKept),
+        unseenTokens: 0,
         opened: 0,
       };
       this.#workers.set(worker, state);
@@ -110,6 +127,8 @@ export class WorkerRooms {
     const slot = state.opened++ % openedKept;
     state.at[slot] = now;
     state.ms[slot] = workMs;
+    state.tokens[slot] = tokens;
+    state.unseenTokens += tokens;
     const { busyRatioMax } = this.#options;
     state.freeAt = Math.max(state.freeAt, now) + (workMs * state.pace) / busyRatioMax;
     this.#promptMs =
@@ -125,6 +144,7 @@ export class WorkerRooms {
     let laterMs = 0;
     let waitingMs = 0;
     let waitingLeft = waiting;
+    let unseenTokens = 0;
     for (let k = 1; k <= kept; k++) {
       const slot = (state.opened - k) % openedKept;
       const ms = (state.ms[slot] as number) * state.pace;
@@ -133,7 +153,9 @@ export class WorkerRooms {
         waitingLeft--;
         waitingMs += ms;
       } else break;
+      unseenTokens += state.tokens[slot] as number;
     }
+    state.unseenTokens = unseenTokens;
     // Those that wait beyond the ones placed here came another way.
     waitingMs += waitingLeft * this.#promptMs * state.pace;
     const believedMs = Math.max(0, state.freeAt - at - laterMs);
@@ -162,21 +184,21 @@ export class WorkerRooms {
     return Math.min(bookBacklogMs * state.pace, Math.max(0, state.freeAt - now));
   }
 
-  /** When a worker has room for a request, as far as is known: `now` when it has. */
-  roomAt(question: RoomQuestion, now: MonoMs): number {
+  /** Whether a worker has room for a request. */
+  roomFor(question: RoomQuestion, now: MonoMs): Room {
     const { worker, openRequests, report, capacityTokens } = question;
     // An idle worker takes anything: what does not fit then never will.
-    if (openRequests <= 0) return now;
+    if (openRequests <= 0) return { at: now, isFull: false };
     const { openMax, kvRatioMax } = this.#options;
-    const overMs = this.backlogMs(worker, question.bookBacklogMs, now) - this.queueMsTarget;
-    if (overMs > 0) return now + overMs;
-    if (openRequests >= openMax) return now + lookAgainMs;
+    const fullUntil = { at: now + lookAgainMs, isFull: true };
+    if (openRequests >= openMax) return fullUntil;
     if (report !== undefined && capacityTokens > 0) {
-      const planned =
-        report.kvUsageRatio * capacityTokens + question.queuedPrefillTokens + question.newTokens;
-      if (planned > kvRatioMax * capacityTokens) return now + lookAgainMs;
+      const unseen = this.#workers.get(worker)?.unseenTokens ?? 0;
+      const planned = report.kvUsageRatio * capacityTokens + unseen + question.newTokens;
+      if (planned > kvRatioMax * capacityTokens) return fullUntil;
     }
-    if (question.itlMs > 0 && question.stepMs > question.itlMs) return now + lookAgainMs;
-    return now;
+    if (question.itlMs > 0 && question.stepMs > question.itlMs) return fullUntil;
+    const overMs = this.backlogMs(worker, question.bookBacklogMs, now) - this.queueMsTarget;
+    return { at: now + Math.max(0, overMs), isFull: false };
   }
 }

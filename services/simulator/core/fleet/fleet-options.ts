@@ -1,3 +1,5 @@
+import type { AdmissionOptions } from "../../../router/core/admission/options.ts";
+import type { RoomOptions } from "../../../router/core/admission/worker-rooms.ts";
 import type { StepModel } from "../../../shared/core/step-model.ts";
 import type { PolicyName } from "../../../router/core/placement/policy.ts";
 
@@ -79,6 +81,10 @@ export interface FleetOptions {
   /** Whether routers see how long an answer may become (`max_tokens`). */
   readonly tellsTokensMax: boolean;
   readonly graceMs: number;
+  /** How routers let requests wait and refuse them; absent, every request is placed at once. */
+  readonly admission?: AdmissionOptions;
+  /** When a worker has room, for admission. */
+  readonly rooms?: RoomOptions;
 }
 
 /** Name of the one model and pool of a virtual fleet. */

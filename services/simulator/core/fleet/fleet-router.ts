@@ -2,6 +2,7 @@ import { CounterWindow, workDone } from "../../../router/core/load/counter-delta
 import type { MemberFacts } from "../../../router/core/membership/member.ts";
 import {
   RouterCore,
+  type AdmittedRequest,
   type PlaceInput,
   type ServedRecord,
 } from "../../../router/core/router-core.ts";
@@ -29,6 +30,8 @@ interface Call {
 
 /** How often a router ends what has run out, ms. */
 const tickMs = 250;
+/** How often routers tell each other what waits at them, ms. */
+const demandEveryMs = 50;
 
 /** What a router needs. */
 export interface FleetRouterDeps {
@@ -44,6 +47,7 @@ export class FleetRouter {
   readonly core: RouterCore;
   readonly #d: FleetRouterDeps;
   readonly #calls = new Map<number, Call>();
+  #wakeAt = Infinity;
   readonly #peers: { readonly router: FleetRouter; readyAt: number }[] = [];
   /** Answers to block messages that asked for a snapshot. */
   resyncCount = 0;
@@ -66,6 +70,8 @@ export class FleetRouter {
       decisionsMax: 10_000,
       outputTokensDefault: 256,
       fallbacksMax: 3,
+      ...(options.admission === undefined ? {} : { admission: options.admission }),
+      ...(options.rooms === undefined ? {} : { rooms: options.rooms }),
     });
   }
 
@@ -73,6 +79,7 @@ export class FleetRouter {
   start(peers: readonly FleetRouter[]): void {
     for (const router of peers) if (router !== this) this.#peers.push({ router, readyAt: 0 });
     this.#tick();
+    if (this.#d.options.admission !== undefined) this.#tellDemand();
   }
 
   /** A worker has dialled. */
@@ -119,6 +126,12 @@ export class FleetRouter {
     return decision;
   }
 
+  /** Decides on a request when its turn comes. */
+  placeInTurn(request: AdmittedRequest): void {
+    this.core.placeInTurn(request, this.#d.time.now);
+    this.settle();
+  }
+
   /** An access-log record. */
   served(decisionId: string, record: ServedRecord): void {
     this.core.served(decisionId, record, this.#d.time.now);
@@ -127,6 +140,7 @@ export class FleetRouter {
 
   /** Carries out what the core wants done. */
   settle(): void {
+    this.#pump();
     for (const effect of this.core.takeEffects()) {
       switch (effect.kind) {
         case "reserved": {
@@ -177,6 +191,33 @@ export class FleetRouter {
         }
       }
     }
+  }
+
+  /** Decides what has waited long enough, and plans to look again when the core asks for it. */
+  #pump(): void {
+    const { time } = this.#d;
+    this.core.pump(time.now);
+    const at = this.core.wakeAt(time.now);
+    if (at === undefined) return;
+    // A real router's timers are no finer than this.
+    const wakeAt = Math.max(at, time.now + 1);
+    if (wakeAt >= this.#wakeAt) return;
+    this.#wakeAt = wakeAt;
+    time.at(wakeAt, () => {
+      if (this.#wakeAt !== wakeAt) return;
+      this.#wakeAt = Infinity;
+      this.settle();
+    });
+  }
+
+  #tellDemand(): void {
+    const { time } = this.#d;
+    for (const { pool, tenants } of this.core.demand(time.now)) {
+      this.#tell((peer) => {
+        peer.core.takePeerDemand(this.instance, pool, tenants, time.now);
+      });
+    }
+    time.after(demandEveryMs, () => this.#tellDemand());
   }
 
   #tick(): void {

@@ -1,6 +1,7 @@
 import { hashBlocks, hashRoot, type HashRoot } from "../../../shared/core/block-hash.ts";
 import { monoMs } from "../../../shared/core/ids.ts";
 import { SeededRandom } from "../../../shared/core/random.ts";
+import type { RequestHints } from "../../../router/core/admission/request-hints.ts";
 import type { Decision } from "../../../router/core/decisions/decision.ts";
 import type { EngineSequence } from "../engine/engine-types.ts";
 import { FleetEngine } from "./fleet-engine.ts";
@@ -21,6 +22,10 @@ export interface FleetRequest {
   readonly index: number;
   readonly promptTokens: Uint32Array;
   readonly outputTokens: number;
+  /** Who asks and what for; nothing in particular when absent. */
+  readonly hints?: RequestHints;
+  /** Router that it reaches; the next one in turn when absent. */
+  readonly router?: number;
   /** Conversation that it belongs to, where the caller says so. */
   readonly session?: string;
 }
@@ -38,6 +43,7 @@ export type FleetOutcome =
 /** One request from beginning to end; times in ms of the run, NaN before they are known. */
 export interface FleetRecord {
   readonly index: number;
+  readonly tenant: string;
   readonly dueMs: number;
   readonly promptTokens: number;
   readonly outputTokens: number;
@@ -50,10 +56,22 @@ export interface FleetRecord {
   engine: number;
   predictedTtftMs: number;
   predictedCachedTokens: number;
+  /** Time that it waited in its router, ms. */
+  waitedMs: number;
+  /** Why its router refused it; empty when it did not. */
+  shedReason: string;
   firstTokenMs: number;
   endMs: number;
   cachedTokens: number;
 }
+
+const noHints: RequestHints = {
+  tenant: "",
+  priority: "",
+  session: "",
+  ttftMs: undefined,
+  itlMs: undefined,
+};
 
 interface Open {
   readonly record: FleetRecord;
@@ -133,16 +151,19 @@ export class Fleet {
       const request = make();
       const record: FleetRecord = {
         index: request.index,
+        tenant: request.hints?.tenant ?? "",
         dueMs,
         promptTokens: request.promptTokens.length,
         outputTokens: request.outputTokens,
         outcome: "open",
         endings: 0,
         decisionId: "",
-        router: this.#turn++ % this.routers.length,
+        router: request.router ?? this.#turn++ % this.routers.length,
         engine: -1,
         predictedTtftMs: NaN,
         predictedCachedTokens: 0,
+        waitedMs: 0,
+        shedReason: "",
         firstTokenMs: NaN,
         endMs: NaN,
         cachedTokens: 0,
@@ -187,7 +208,7 @@ export class Fleet {
     const { promptTokens, outputTokens } = request;
     const router = this.routers[record.router] as FleetRouter;
     const hashes = hashBlocks(this.#root, promptTokens, this.options.meshBlockSizeTokens);
-    const decision = router.place({
+    const input = {
       requestId: `request-${request.index}`,
       pool: fleetPool,
       model: fleetModel,
@@ -199,9 +220,22 @@ export class Fleet {
       subset: undefined,
       dryRun: false,
       unixUs: 0,
-    });
+    };
+    const decided = (decision: Decision): void => this.#decided(request, record, decision, hashes);
+    if (this.options.admission === undefined) decided(router.place(input));
+    else router.placeInTurn({ input, hints: request.hints ?? noHints, bytes: 0, decided });
+  }
+
+  #decided(
+    request: FleetRequest,
+    record: FleetRecord,
+    decision: Decision,
+    hashes: Uint32Array,
+  ): void {
     this.onDecision?.(decision, record, hashes);
     const [chosen] = decision.candidates;
+    record.waitedMs = decision.admission?.waitedMs ?? 0;
+    record.shedReason = decision.admission?.shedReason ?? "";
     if (decision.outcome.kind !== "placed" || chosen === undefined) {
       this.#end(record, "refused");
       return;
