@@ -146,6 +146,10 @@ export class RequestReader {
   }
 
   #headerMap(bytes: Uint8Array, from: number, to: number, headers: ListedHeaders): boolean {
+    return readPlainList(bytes, from, to, headers) || this.#anyList(bytes, from, to, headers);
+  }
+
+  #anyList(bytes: Uint8Array, from: number, to: number, headers: ListedHeaders): boolean {
     const list = this.#list;
     list.enter(bytes, from, to);
     while (list.next()) {
@@ -228,6 +232,48 @@ export class RequestReader {
     }
     return undefined;
   }
+}
+
+/**
+ * Reads a list of headers in the one form that Envoy writes: each a name below 128 bytes, then a raw value. False,
+ * perhaps with some headers set, when there is any other; the list is then read anew from its start.
+ */
+function readPlainList(
+  bytes: Uint8Array,
+  from: number,
+  to: number,
+  headers: ListedHeaders,
+): boolean {
+  let at = from;
+  while (at < to) {
+    if (bytes[at] !== 0x0a) return false;
+    let length = bytes[at + 1] as number;
+    at += 2;
+    if (length > 0x7f) {
+      const high = bytes[at++] as number;
+      if (high === 0 || high > 0x7f) return false;
+      length = (length & 0x7f) | (high << 7);
+    }
+    const end = at + length;
+    const nameFrom = at + 2;
+    const nameLength = bytes[at + 1] as number;
+    const nameTo = nameFrom + nameLength;
+    if (bytes[at] !== 0x0a || nameLength > 0x7f || nameTo + 2 > end || end > to) return false;
+    if (bytes[nameTo] !== 0x1a) return false;
+    let valueLength = bytes[nameTo + 1] as number;
+    at = nameTo + 2;
+    if (valueLength > 0x7f) {
+      const high = bytes[at++] as number;
+      if (high === 0 || high > 0x7f) return false;
+      valueLength = (valueLength & 0x7f) | (high << 7);
+    }
+    if (valueLength === 0 || at + valueLength !== end) return false;
+    if (!isLowerAscii(bytes, nameFrom, nameTo)) return false;
+    const index = listedHeader(bytes, nameFrom, nameTo);
+    if (index >= 0) headers.set(index, latin1(bytes, at, end));
+    at = end;
+  }
+  return true;
 }
 
 /** Whether lower-casing the text would leave it as it is, whatever the rules of other scripts. */
