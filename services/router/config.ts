@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { AdmissionConfig } from "./admission-config.ts";
 import { parseCidr } from "../shared/core/cidr.ts";
 import { parseEndpoint } from "../shared/core/endpoint.ts";
 import { logLevels } from "../shared/edge/log.ts";
@@ -76,7 +77,7 @@ export const RouterConfig = z.strictObject({
   extProc: z
     .strictObject({
       /** Server of the hot port: lean (our HTTP/2, messages read in place) or grpc-js. */
-      server: z.enum(hotServerKinds).default("grpc-js"),
+      server: z.enum(hotServerKinds).default("lean"),
     })
     .prefault({}),
   limits: z
@@ -116,6 +117,8 @@ export const RouterConfig = z.strictObject({
       duplexFallbacks: z.boolean().default(false),
     })
     .prefault({}),
+  /** How requests wait for room, and which are refused. */
+  admission: AdmissionConfig,
   /** How long to wait for the other routers before serving without them, ms. */
   peerWaitMs: z.number().int().min(0).max(60_000).default(3_000),
   /** Folder for tokenizer tables built before, so that a restart is quick; empty keeps none. */

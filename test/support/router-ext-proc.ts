@@ -68,6 +68,7 @@ export async function startExtProcRouter(
     defaultPool: "default",
     blockSizeTokens: 16,
     duplexFallbacks: limits.duplexFallbacks ?? false,
+    onWaiting: () => undefined,
     onDecision: () => {
       core.takeEffects();
     },
@@ -75,7 +76,7 @@ export async function startExtProcRouter(
   const bodyBytesMax = limits.bodyBytesMax ?? 64 * 1024 * 1024;
   const bodyMemoryBytesMax = limits.bodyMemoryBytesMax ?? 256 * 1024 * 1024;
   const loopback = parseCidr("127.0.0.0/8");
-  const server = createHotServer(limits.server ?? "grpc-js", {
+  const server = createHotServer(limits.server ?? "lean", {
     extProc: {
       decider,
       clock: realClock,
