@@ -56,6 +56,8 @@ export function exchange(
       onMessage: (message) => {
         const answer = ProcessingResponse.decode(message);
         const { response } = answer;
+        // The request waits for its turn; the answer follows.
+        if (response === undefined && answer.overrideMessageTimeout !== undefined) return;
         if (response?.$case === "requestHeaders" && mode === "buffered") {
           connection.send(call, prepared.buffered, false);
           writtenAt = performance.now();
