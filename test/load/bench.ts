@@ -15,6 +15,12 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
       "  --modes buffered,duplex  --no-references  --no-latency  --baseline <other checkout>\n" +
       "  --profile  --top 20  --readme  --json",
   },
+  envoy: {
+    file: "envoy-bench.ts",
+    about:
+      "CPU of the real Envoy with the router's filter, and what the filter adds to a first byte\n" +
+      "  --sizes 4,64,220,512 (KB)  --rounds 5  --clients 100  --json",
+  },
   index: {
     file: "kv-index-bench.ts",
     about:

@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { Server, ServerCredentials, type ServerDuplexStream } from "@grpc/grpc-js";
 import { Template } from "@huggingface/jinja";
 import { Tokenizer } from "tokenizers";
+import { tolerateResets } from "../../services/shared/edge/grpc-server.ts";
 import {
   ExternalProcessorService,
   type ExternalProcessorServer,
@@ -89,6 +90,7 @@ const server = new Server({
   "grpc.max_receive_message_length": 64 * 1024 * 1024,
   "grpc-node.flow_control_window": 4 * 1024 * 1024,
 });
+tolerateResets(server);
 server.addService(ExternalProcessorService, service);
 server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), (error, port) => {
   if (error !== null) throw error;

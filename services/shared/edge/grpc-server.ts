@@ -13,6 +13,7 @@ import {
 import { HealthImplementation } from "grpc-health-check";
 import { inCidrs, type Cidr } from "../core/cidr.ts";
 import { MeshError } from "../core/errors.ts";
+import { invariant } from "../core/invariant.ts";
 import { toMeshError, wire } from "./wire.ts";
 import { createReflection } from "./grpc-reflection.ts";
 
@@ -69,6 +70,20 @@ function allowListInterceptor(
   };
 }
 
+/**
+ * Envoy resets every stream that it is done with. Node takes more than a thousand resets, and then 33 a second, for an
+ * attack and drops the connection with all streams on it; grpc-js passes no option on for that. A caller that does
+ * attack is held off by the allow-list and the limits on streams and messages.
+ */
+export function tolerateResets(server: Server): void {
+  const { commonServerOptions } = server as unknown as {
+    readonly commonServerOptions?: Record<string, unknown>;
+  };
+  invariant(commonServerOptions !== undefined, "grpc-js keeps its HTTP/2 options elsewhere now");
+  commonServerOptions["streamResetBurst"] = 1_000_000;
+  commonServerOptions["streamResetRate"] = 1_000_000;
+}
+
 /** Makes a server with health, reflection, limits and the caller allow-list; nothing listens yet. */
 export function createGrpcServer(options: {
   readonly callers: readonly CallerRule[];
@@ -96,6 +111,7 @@ export function createGrpcServer(options: {
       ),
     ],
   });
+  tolerateResets(server);
   const health = new HealthImplementation({ "": "NOT_SERVING" });
   health.addToServer(server);
   if (options.reflection ?? true) createReflection().addToServer(server);
