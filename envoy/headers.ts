@@ -18,6 +18,8 @@ export const relaysCluster = "relays";
 const controlPrefixes: readonly string[] = [
   "x-kvmesh-",
   "x-gateway-",
+  "x-llm-d-",
+  "x-slo-",
   "x-prefiller-",
   "x-encoder-",
   "x-data-parallel-",
@@ -35,6 +37,12 @@ export const trustedHeaders: readonly string[] = [
   "x-kvmesh-resume",
   "x-gateway-inference-fairness-id",
   "x-gateway-inference-objective",
+  "x-llm-d-inference-fairness-id",
+  "x-llm-d-inference-objective",
+  "x-llm-d-slo-ttft-ms",
+  "x-llm-d-slo-tpot-ms",
+  "x-slo-ttft-ms",
+  "x-slo-tpot-ms",
 ];
 
 /** Prefix under which a trusted caller's headers survive the removal; free of any other meaning. */

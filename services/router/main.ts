@@ -15,11 +15,13 @@ import {
   RouterService,
 } from "../shared/gen/kvmesh/router/v1/router.ts";
 import { MembershipService } from "../shared/gen/kvmesh/worker/v1/worker.ts";
+import { admissionFromConfig } from "./admission-config.ts";
 import { RouterConfig } from "./config.ts";
 import { Discovery } from "./core/discovery/discovery.ts";
 import { RouterCore } from "./core/router-core.ts";
 import { AccessOutcomes } from "./edge/access-outcomes.ts";
 import { createAdsService } from "./edge/ads-server.ts";
+import { admissionGauges, AdmissionTimer } from "./edge/admission-timer.ts";
 import { Decider } from "./edge/decider.ts";
 import { EffectRunner } from "./edge/effect-runner.ts";
 import { createHotServer, extProcName } from "./edge/hot-server.ts";
@@ -75,6 +77,7 @@ async function start(): Promise<RunningService> {
     decisionsMax: config.limits.decisionsMax,
     outputTokensDefault: config.placement.outputTokensDefault,
     fallbacksMax: config.placement.fallbacksMax,
+    ...admissionFromConfig(config.admission),
   });
   const runtimes = new ModelRuntimes({
     hashSeed: keys.hashSeed,
@@ -82,7 +85,9 @@ async function start(): Promise<RunningService> {
     cacheFolder: config.cacheFolder,
   });
   let controlPort = config.controlPort;
+  const admissionTimer = new AdmissionTimer(core, clock);
   const settle = (): void => {
+    admissionTimer.run();
     effects.run();
   };
   const peers: PeerLinks = new PeerLinks({
@@ -203,6 +208,9 @@ async function start(): Promise<RunningService> {
       placements.publish(decision);
       settle();
     },
+    onWaiting: () => {
+      admissionTimer.run();
+    },
   });
 
   const refused = (service: string): void => {
@@ -310,8 +318,10 @@ async function start(): Promise<RunningService> {
     if (connections >= 0) metrics.hotConnections.set(connections);
     metrics.peers.set({ state: "synced" }, peerService.syncedCount);
     metrics.peers.set({ state: "lost" }, peerService.lostCount);
-    effects.run();
+    core.setWallOffset(clock.wallUnixUs() / 1_000 - now);
+    settle();
     effects.gauges();
+    admissionGauges(core, metrics);
   }, tickMs);
 
   announceReady(log, "router", { hot: hotPort, control: controlPort, http: http.port });
@@ -327,6 +337,8 @@ async function start(): Promise<RunningService> {
       peers.stop();
       await clock.sleep(Math.max(serveMs, farewellMs));
       clearInterval(ticker);
+      admissionTimer.stop();
+      core.stopWaiting(clock.now());
       placements.close();
       topology.close();
       membership.close();

@@ -21,6 +21,31 @@ export const routerMetrics = {
     labels: [],
     buckets: decisionBuckets,
   },
+  admissionWaiting: {
+    name: "kvmesh_router_admission_waiting",
+    kind: "gauge",
+    help: "Requests that wait for a worker with room, by pool and class.",
+    labels: ["pool", "class"],
+  },
+  admissionWait: {
+    name: "kvmesh_router_admission_wait_seconds",
+    kind: "histogram",
+    help: "Time that requests waited which could not be placed at once, until placed or refused, by class.",
+    labels: ["class"],
+    buckets: ttftBuckets,
+  },
+  shed: {
+    name: "kvmesh_router_shed_total",
+    kind: "counter",
+    help: "Requests refused by admission, by class and reason (as in x-kvmesh-shed-reason).",
+    labels: ["class", "reason"],
+  },
+  admissionOverloaded: {
+    name: "kvmesh_router_admission_overloaded",
+    kind: "gauge",
+    help: "1 while a class of a pool has been short of capacity for longer than a burst, else 0.",
+    labels: ["pool", "class"],
+  },
   refused: {
     name: "kvmesh_router_refused_total",
     kind: "counter",

@@ -3,7 +3,7 @@ import { monoMs, type MonoMs, type WorkerId } from "../../shared/core/ids.ts";
 import type { StepModel } from "../../shared/core/step-model.ts";
 import { admissionDefaults, type AdmissionOptions } from "./admission/options.ts";
 import { decodeCostMs, estimateOf, PoolGate, workMs } from "./admission/pool-gate.ts";
-import type { Attempt } from "./admission/admission.ts";
+import type { Attempt, LateRefusal } from "./admission/admission.ts";
 import { classFor, type RequestHints } from "./admission/request-hints.ts";
 import type { TenantDemand } from "./admission/router-shares.ts";
 import type { AskEstimate, Refusal, Waiter } from "./admission/waiter.ts";
@@ -386,9 +386,18 @@ export class RouterCore {
     }
   }
 
+  /** Refuses everyone who waits: this router stops. */
+  stopWaiting(now: MonoMs): void {
+    for (const gate of this.#gates.values()) this.#shedLate(gate.admission.stop(now), now);
+  }
+
   #pumpGate(gate: Gate, now: MonoMs): void {
     if (gate.admission.wakeAt(now) === undefined) return;
-    for (const { waiter, refusal } of gate.admission.pump(now)) {
+    this.#shedLate(gate.admission.pump(now), now);
+  }
+
+  #shedLate(late: readonly LateRefusal<AdmittedRequest>[], now: MonoMs): void {
+    for (const { waiter, refusal } of late) {
       const { ask, position, blockedBy, queuedAt } = waiter;
       this.#shed(waiter.item, refusal, { ask, waitedMs: now - queuedAt, position, blockedBy });
     }

@@ -7,11 +7,12 @@ import type { MeshSpan, Tracing } from "../../shared/edge/tracing.ts";
 import { formatTraceparent } from "../../shared/edge/tracing.ts";
 import type { Decision } from "../core/decisions/decision.ts";
 import type { Answer, ExchangeRequest, ImmediateAnswer } from "../core/exchange/exchange.ts";
-import { noHeaders } from "../core/exchange/request-headers.ts";
+import { readHints } from "../core/admission/request-hints.ts";
+import { noHeaders, type RequestHeaderName } from "../core/exchange/request-headers.ts";
 import { readOpenAiRequest, type OpenAiRequest } from "../core/openai/openai-request.ts";
 import { readTruncatedRequest } from "../core/openai/truncated-request.ts";
 import { readPrompt, type TokenisedPrompt } from "../core/prompt/read-prompt.ts";
-import type { RouterCore } from "../core/router-core.ts";
+import type { PlaceInput, RouterCore } from "../core/router-core.ts";
 import type { routerMetrics } from "../metrics.ts";
 import type { ModelRuntimes } from "./model-runtimes.ts";
 import type { RequestContext } from "./request-context.ts";
@@ -36,10 +37,17 @@ export interface DeciderDependencies {
   readonly duplexFallbacks: boolean;
   /** Called with every decision, for watchers. */
   readonly onDecision: (decision: Decision) => void;
+  /** Called when a request has begun to wait. */
+  readonly onWaiting: () => void;
 }
 
 /** Seconds a refused client should wait when nothing better is known. */
 const retryAfterDefaultMs = 1_000;
+
+/** Memory of a waiting request beside its hashes and its body: its stream, its spans, the notes of the queue. */
+const waitingBytes = 4_096;
+/** How much longer than a request may wait its proxy is asked to, for the way of the answer, ms. */
+const answerMarginMs = 250;
 
 function concat(parts: readonly Uint8Array[]): Uint8Array {
   const [first] = parts;
@@ -65,12 +73,12 @@ export class Decider implements RequestDecider {
     const span = this.#startSpan(context);
     const spans = new RouteSpans(this.#d.tracing, span, clock);
     spans.body(context, request);
-    let made: Answer;
+    let waiting: WaitingDecision | undefined;
+    let made: Answer | undefined;
     try {
-      made =
-        context.method === "GET" || context.method === "HEAD"
-          ? this.#headersOnly(context, spans)
-          : this.#route(request, context, spans);
+      if (context.method === "GET" || context.method === "HEAD") {
+        made = this.#headersOnly(context, spans, answer);
+      } else waiting = this.#route(request, context, spans, answer);
     } catch (error) {
       const mesh = toMeshError(error);
       if (mesh.code === "invariant_violated") {
@@ -80,8 +88,8 @@ export class Decider implements RequestDecider {
       made = this.#refuse(mesh, context, spans);
     }
     metrics.decisionSeconds.observe((clock.now() - startedAt) / 1_000);
-    answer(made);
-    return undefined;
+    if (made !== undefined) answer(made);
+    return waiting;
   }
 
   /** Places a request that did not come through Envoy. */
@@ -128,16 +136,23 @@ export class Decider implements RequestDecider {
     });
   }
 
-  #headersOnly(context: RequestContext, spans: RouteSpans): Answer {
+  /** `undefined` when the answer is given, or will be, by `answer`. */
+  #headersOnly(
+    context: RequestContext,
+    spans: RouteSpans,
+    answer: (answer: Answer) => void,
+  ): Answer | undefined {
     if (/\/v1\/models\/?$/.test(context.path.split("?", 1)[0] ?? "")) {
       spans.answered("models", context.requestId);
       return this.#models();
     }
-    return this.#route(
+    this.#route(
       { headers: noHeaders, body: [], bodyBytes: 0, truncated: false },
       context,
       spans,
+      answer,
     );
+    return undefined;
   }
 
   #models(): ImmediateAnswer {
@@ -168,7 +183,12 @@ export class Decider implements RequestDecider {
     };
   }
 
-  #route(request: ExchangeRequest, context: RequestContext, spans: RouteSpans): Answer {
+  #route(
+    request: ExchangeRequest,
+    context: RequestContext,
+    spans: RouteSpans,
+    answer: (answer: Answer) => void,
+  ): WaitingDecision | undefined {
     const body = concat(request.body);
     const openAi = request.truncated
       ? readTruncatedRequest(context.path, body)
@@ -177,16 +197,55 @@ export class Decider implements RequestDecider {
     const tokenize = spans.start("tokenize");
     const prompt = this.#readPrompt(openAi, request.bodyBytes, pool);
     spans.tokenized(tokenize, prompt, openAi);
-    const decision = this.#place({
+    const { core, clock, onWaiting } = this.#d;
+    const started = clock.now();
+    const lookup = spans.start("lookup");
+    const input = this.#placeInput({
       openAi,
       pool,
       prompt,
       requestId: context.requestId,
       subset: context.subset,
       dryRun: false,
-      spans,
     });
-    return this.#answer(decision, context.bodyMode);
+    const { session } = openAi;
+    const hints = readHints(
+      (name) => request.headers.get(name as RequestHeaderName),
+      session === undefined ? undefined : { session },
+    );
+    const keptBytes = context.bodyMode === "full_duplex" ? request.bodyBytes : 0;
+    const waiting = core.placeInTurn(
+      {
+        input,
+        hints,
+        bytes: keptBytes + waitingBytes,
+        decided: (decision) => {
+          // What has waited was looked up again for the worker that it got.
+          const waitedMs = decision.admission?.waitedMs ?? 0;
+          const lookedUp = waitedMs > 0 ? spans.start("lookup") : lookup;
+          this.#settled(decision, { prompt, spans, lookup: lookedUp, started, waitedMs });
+          answer(this.#answerOf(decision, context, spans));
+        },
+      },
+      started,
+    );
+    if (waiting === undefined) return undefined;
+    onWaiting();
+    return {
+      waitMsMax: waiting.waitMsMax + answerMarginMs,
+      cancel: () => {
+        waiting.cancel(clock.now());
+        spans.cancelled(context.requestId);
+      },
+    };
+  }
+
+  #answerOf(decision: Decision, context: RequestContext, spans: RouteSpans): Answer {
+    const { outcome, admission } = decision;
+    if (outcome.kind === "placed") return this.#answer(decision, context.bodyMode);
+    const retryAfterMs = admission?.retryAfterMs ?? retryAfterDefaultMs;
+    const error = new MeshError(outcome.code, outcome.message, { retryAfterMs });
+    return this.#refuse(error, context, spans, decision);
   }
 
   #pool(model: string | undefined): string {
@@ -219,47 +278,84 @@ export class Decider implements RequestDecider {
     requestId: string;
     subset: ReadonlySet<string> | undefined;
     dryRun: boolean;
-    spans?: RouteSpans;
   }): Decision {
-    const { core, clock, metrics } = this.#d;
-    const { openAi, pool, prompt, spans } = options;
+    const { core, clock } = this.#d;
+    const { prompt } = options;
     const started = clock.now();
-    const lookup = spans?.start("lookup");
-    const decision = core.place(
-      {
-        requestId: options.requestId === "" ? randomUUID() : options.requestId,
-        pool,
-        model: openAi.model ?? "",
-        promptTokens: prompt.tokens,
-        hashes: prompt.hashes,
-        tokensMax: openAi.tokensMax,
-        loadOnlyReason: prompt.loadOnly ?? "",
-        subset: options.subset,
-        dryRun: options.dryRun,
-        unixUs: clock.wallUnixUs(),
-      },
+    const decision = core.place(this.#placeInput(options), started);
+    this.#settled(decision, {
+      prompt,
+      spans: undefined,
+      lookup: undefined,
       started,
-    );
-    decision.decideUs = (clock.now() - started) * 1_000;
+      waitedMs: 0,
+    });
+    const { outcome } = decision;
+    if (outcome.kind !== "placed") {
+      throw new MeshError(outcome.code, outcome.message, { retryAfterMs: retryAfterDefaultMs });
+    }
+    return decision;
+  }
+
+  #placeInput(options: {
+    openAi: OpenAiRequest;
+    pool: string;
+    prompt: TokenisedPrompt;
+    requestId: string;
+    subset: ReadonlySet<string> | undefined;
+    dryRun: boolean;
+  }): PlaceInput {
+    const { openAi, pool, prompt } = options;
+    return {
+      requestId: options.requestId === "" ? randomUUID() : options.requestId,
+      pool,
+      model: openAi.model ?? "",
+      promptTokens: prompt.tokens,
+      hashes: prompt.hashes,
+      tokensMax: openAi.tokensMax,
+      loadOnlyReason: prompt.loadOnly ?? "",
+      subset: options.subset,
+      dryRun: options.dryRun,
+      unixUs: this.#d.clock.wallUnixUs(),
+    };
+  }
+
+  /** Notes a decision, whatever it is, in its trace and in the metrics, and tells watchers. */
+  #settled(
+    decision: Decision,
+    was: {
+      readonly prompt: TokenisedPrompt;
+      readonly spans: RouteSpans | undefined;
+      readonly lookup: MeshSpan | undefined;
+      readonly started: number;
+      readonly waitedMs: number;
+    },
+  ): void {
+    const { core, clock, metrics } = this.#d;
+    const { prompt, spans, lookup, started, waitedMs } = was;
+    decision.decideUs = Math.max(0, clock.now() - started - waitedMs) * 1_000;
     const context = spans?.context;
     if (context !== undefined) {
       decision.traceId = context.traceId;
       decision.traceparent = formatTraceparent(context);
     }
+    spans?.admitted(decision);
     spans?.placed(lookup, decision, core);
     if (prompt.loadOnly !== undefined) metrics.loadOnly.inc({ reason: prompt.loadOnly });
-    const { outcome } = decision;
+    const { outcome, admission } = decision;
     metrics.decisions.inc({ outcome: outcome.kind, policy: decision.policy });
-    this.#d.onDecision(decision);
-    if (outcome.kind !== "placed") {
-      throw new MeshError(outcome.code, outcome.message, { retryAfterMs: retryAfterDefaultMs });
+    if (admission !== undefined) {
+      const { className, shedReason } = admission;
+      if (shedReason !== "") metrics.shed.inc({ class: className, reason: shedReason });
+      if (waitedMs > 0) metrics.admissionWait.observe({ class: className }, waitedMs / 1_000);
     }
+    this.#d.onDecision(decision);
     const [chosen] = decision.candidates;
-    if (chosen !== undefined && prompt.loadOnly === undefined && prompt.tokens > 0) {
+    if (outcome.kind !== "placed" || chosen === undefined) return;
+    if (prompt.loadOnly === undefined && prompt.tokens > 0) {
       metrics.matchedBlocks.observe(chosen.matchedBlocks);
       metrics.prefixHitRatio.observe(chosen.matchedTokens / prompt.tokens);
     }
-    return decision;
   }
 
   #answer(decision: Decision, bodyMode: string): Answer {
@@ -286,10 +382,16 @@ export class Decider implements RequestDecider {
     };
   }
 
-  #refuse(error: MeshError, context: RequestContext, spans: RouteSpans): ImmediateAnswer {
+  #refuse(
+    error: MeshError,
+    context: RequestContext,
+    spans: RouteSpans,
+    decision?: Decision,
+  ): ImmediateAnswer {
     this.#d.metrics.refused.inc({ code: error.code });
-    spans.refused(error, context.requestId);
-    return immediateError(error);
+    spans.refused(error, context.requestId, decision?.id);
+    const shedReason = decision?.admission?.shedReason ?? "";
+    return immediateError(error, shedReason === "" ? error.code : shedReason);
   }
 }
 

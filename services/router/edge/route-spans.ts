@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import type { Clock } from "../../shared/core/clock.ts";
 import type { MeshError, MeshErrorCode } from "../../shared/core/errors.ts";
 import { attributes, candidatesMax, spanNames } from "../../shared/core/trace-catalogue.ts";
@@ -31,7 +32,7 @@ const errorTypeOf: Readonly<Record<MeshErrorCode, string>> = {
   invariant_violated: "internal",
 };
 
-/** Spans that routers write for a placed request: route, body, tokenize, lookup, score, serve. */
+/** Spans that routers write for a request placed at once: route, body, tokenize, lookup, score, serve. */
 const spansExpected = 6;
 
 /**
@@ -125,13 +126,52 @@ export class RouteSpans {
       [attributes.routeMode]: "agg",
       [attributes.predictedTtftMs]: chosen?.predictedTtftMs,
       [attributes.predictedCachedTokens]: chosen?.matchedTokens,
-      [attributes.traceSpansExpected]: spansExpected,
+      [attributes.traceSpansExpected]:
+        (decision.admission?.waitedMs ?? 0) > 0 ? spansExpected + 1 : spansExpected,
     });
     root.end(this.#clock.wallUnixUs());
   }
 
+  /** Writes the admission span of a request that waited or was refused there, over by now. */
+  admitted(decision: Decision): void {
+    const { admission } = decision;
+    const root = this.#span;
+    if (root === undefined || admission === undefined) return;
+    const { className, tenant, waitedMs, position, blockedBy, shedReason } = admission;
+    root.set({
+      [attributes.sloClass]: className,
+      [attributes.tenantClass]: tenant === "" ? undefined : hashedTenant(tenant),
+    });
+    if (waitedMs === 0 && shedReason === "") return;
+    const now = this.#clock.wallUnixUs();
+    const span = this.#tracing.start(spanNames.routeAdmission, {
+      parent: root.context,
+      startUnixUs: now - waitedMs * 1_000,
+      attributes: {
+        [attributes.admissionClass]: className,
+        [attributes.admissionWaitMs]: waitedMs,
+        [attributes.admissionPosition]: position,
+        [attributes.admissionBlockedBy]: blockedBy === "" ? undefined : blockedBy,
+        [attributes.admissionShedReason]: shedReason === "" ? undefined : shedReason,
+        [attributes.admissionRetryAfterMs]: shedReason === "" ? undefined : admission.retryAfterMs,
+      },
+    });
+    span?.end(now);
+  }
+
+  /** Ends the route span of a request whose client left while it waited. */
+  cancelled(requestId: string): void {
+    this.#span?.set({
+      [attributes.requestId]: requestId,
+      [attributes.decisionId]: "",
+      [attributes.routeOutcome]: "cancelled",
+    });
+    this.#span?.fail("client_cancel");
+    this.#span?.end(this.#clock.wallUnixUs());
+  }
+
   /** Ends the route span of a request that the router answered itself. */
-  refused(error: MeshError, requestId: string): void {
+  refused(error: MeshError, requestId: string, decisionId = ""): void {
     const outcome =
       error.code === "no_ready_worker"
         ? "no_endpoint"
@@ -140,7 +180,7 @@ export class RouteSpans {
           : "refused";
     this.#span?.set({
       [attributes.requestId]: requestId,
-      [attributes.decisionId]: "",
+      [attributes.decisionId]: decisionId,
       [attributes.routeOutcome]: outcome,
     });
     this.#span?.fail(errorTypeOf[error.code]);
@@ -217,6 +257,11 @@ function baselineTerms(candidate: ScoredCandidate): number {
   let sum = 0;
   for (const { name, ms } of candidate.terms) if (costTerms.indexOf(name) >= first) sum += ms;
   return sum;
+}
+
+/** A tenant as traces name it. */
+function hashedTenant(tenant: string): string {
+  return createHash("sha256").update(tenant).digest("hex").slice(0, 16);
 }
 
 function termMs(candidate: ScoredCandidate, name: CostTermName): number {

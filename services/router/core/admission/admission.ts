@@ -139,6 +139,11 @@ export class Admission<T> {
     return this.queue.count;
   }
 
+  /** Every class. */
+  get classes(): readonly AdmissionClass[] {
+    return this.#options.classes;
+  }
+
   /** The class that a name stands for. */
   classOf(name: string): AdmissionClass {
     return this.#state(name).spec;
@@ -215,6 +220,23 @@ export class Admission<T> {
     const head = this.queue.head();
     const isBlocked = head !== undefined && head.seq === this.#blockedSeq;
     return Math.min(first.expiresAt, isBlocked ? Math.max(now, this.#blockedUntil) : now);
+  }
+
+  /** Refuses everyone who waits: this router stops. */
+  stop(now: MonoMs): LateRefusal<T>[] {
+    for (let waiter = this.#expiry.first; waiter !== undefined; waiter = this.#expiry.first) {
+      this.#takeOut(waiter, now);
+      const refusal: Refusal = {
+        reason: "shutting_down",
+        isTenantLimit: false,
+        retryAfterMs: retryMsMin,
+        message: "this router stops",
+      };
+      this.#late.push({ waiter, refusal });
+    }
+    const late = this.#late;
+    this.#late = [];
+    return late;
   }
 
   /** What a request of a tenant turned out to cost beyond what it was charged, ms; negative gives back. */

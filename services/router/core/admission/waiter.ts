@@ -43,6 +43,8 @@ export const shedReasons = [
   "wait_timeout",
   /** Its class does not wait, and no worker has room. */
   "sheddable",
+  /** Its router stops. */
+  "shutting_down",
 ] as const;
 
 /** One of `shedReasons`. */

@@ -1,8 +1,15 @@
+import { hintHeaders } from "../admission/request-hints.ts";
+
 /**
  * The request headers that the router looks at, in lower case. A reader of messages keeps these and passes over all
  * others, so a header that is not in this list cannot be asked for.
  */
 export const requestHeaderNames = [
+  ...hintHeaders.tenant,
+  ...hintHeaders.priority,
+  ...hintHeaders.ttft,
+  ...hintHeaders.itl,
+  ...hintHeaders.session,
   ":method",
   ":path",
   "content-length",

@@ -8,6 +8,8 @@ export interface OpenAiRequest {
   readonly model: string | undefined;
   /** Limit of the answer, tokens; `undefined` when not limited. */
   readonly tokensMax: number | undefined;
+  /** Conversation that the request belongs to: `prompt_cache_key`, else `user`; absent when it names none. */
+  readonly session?: string;
   readonly prompt: OpenAiPrompt;
 }
 
@@ -216,6 +218,15 @@ function readPrompt(body: Body): OpenAiPrompt {
   refuse("prompt", "must be a string, a list of strings, a list of token ids or a list of those");
 }
 
+/** A session is a hint, so that anything but text counts as none. */
+function readSession(body: Body): { readonly session?: string } {
+  for (const field of ["prompt_cache_key", "user"]) {
+    const value = body[field];
+    if (typeof value === "string" && value !== "") return { session: value };
+  }
+  return {};
+}
+
 function checkReserved(body: Body): void {
   for (const field of Object.keys(body)) {
     if (reservedFields.has(field)) {
@@ -263,11 +274,12 @@ export function readOpenAiRequest(
     kind === "other"
       ? undefined
       : (optionalCount(body, "max_completion_tokens") ?? optionalCount(body, "max_tokens"));
+  const session = readSession(body);
   switch (kind) {
     case "chat":
-      return { kind, model, tokensMax, prompt: readChat(body) };
+      return { kind, model, tokensMax, ...session, prompt: readChat(body) };
     case "completions":
-      return { kind, model, tokensMax, prompt: readPrompt(body) };
+      return { kind, model, tokensMax, ...session, prompt: readPrompt(body) };
     case "other":
       return { kind, model, tokensMax, prompt: { kind: "load_only", reason: "other_path" } };
   }
