@@ -95,6 +95,8 @@ async function connect(service: PeerServer, snapshot: PeerSnapshot): Promise<voi
 /** A peer that reads only when told to. */
 class LazyPeer {
   readonly seen: { readonly seq: number; readonly kind: string }[] = [];
+  /** Decisions that it heard to be closed. */
+  readonly closings: string[] = [];
   call: ServerDuplexStream<SyncRequest, SyncResponse> | undefined;
 
   get service(): PeerServer {
@@ -106,7 +108,14 @@ class LazyPeer {
             call.write({
               message: { $case: "welcome", value: { instance: "r0", epoch: 1n } },
             });
-          } else this.seen.push({ seq: Number(seq), kind: message?.$case ?? "" });
+            return;
+          }
+          this.seen.push({ seq: Number(seq), kind: message?.$case ?? "" });
+          if (message?.$case === "closed") this.closings.push(message.value.decisionId);
+          if (message?.$case !== "batch") return;
+          for (const { event } of message.value.events) {
+            if (event?.$case === "closed") this.closings.push(event.value.decisionId);
+          }
         });
         call.on("error", () => undefined);
       },
@@ -139,7 +148,7 @@ test("what waits for a peer that does not read is bounded, dropped as a whole, a
   peer.call?.resume();
   await vi.waitFor(() => {
     links.tick();
-    expect(peer.seen.at(-1)?.kind).toBe("snapshot");
+    expect(peer.seen.filter((one) => one.kind === "snapshot").length).toBe(2);
   }, soon);
   // No gap in the numbers: what was dropped had none yet.
   expect(peer.seen.map((one) => one.seq)).toEqual(peer.seen.map((_, index) => index + 1));
@@ -149,6 +158,28 @@ test("what waits for a peer that does not read is bounded, dropped as a whole, a
   await vi.waitFor(() => {
     expect(peer.seen.at(-1)?.kind).toBe("closed");
   }, soon);
+});
+
+test("events of the same moment share a message, in order, and nothing overtakes them", async () => {
+  const peer = new LazyPeer();
+  await connect(peer.service, { members: [], reservations: [] });
+  await vi.waitFor(() => {
+    expect(peer.seen.length).toBe(1);
+  }, soon);
+  for (let i = 0; i < 300; i++) links.broadcast(closing(String(i)));
+  links.broadcast({ $case: "heartbeat", value: {} });
+  links.broadcast(closing("alone"));
+  await vi.waitFor(() => {
+    expect(peer.seen.map((one) => one.kind)).toEqual([
+      "snapshot",
+      "batch",
+      "batch",
+      "heartbeat",
+      "closed",
+    ]);
+  }, soon);
+  const ids = peer.closings;
+  expect(ids).toEqual([...Array.from({ length: 300 }, (_, i) => String(i)), "alone"]);
 });
 
 test("a message to a peer that is not there is neither kept nor sent later", async () => {

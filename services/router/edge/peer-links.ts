@@ -17,13 +17,24 @@ import {
 } from "../../shared/gen/kvmesh/router/v1/router.ts";
 
 type Message = NonNullable<SyncRequest["message"]>;
+type PeerEvent = Extract<Message, { $case: "reserved" | "closed" | "observed" }>;
 
 /** Messages that may wait for a slow peer; past it they are dropped and a snapshot follows. */
 const waitingMax = 10_000;
+/** How long an event waits for others to share its message, ms: much less than a request takes, and a message is dear. */
+const batchMs = 10;
+/** Events of one message at most. */
+const batchEventsMax = 256;
 /** A link that has sent nothing for so long sends a heartbeat, ms. */
 const heartbeatMs = 500;
 /** How long another router may take to answer a question, ms. */
 const askMsMax = 1_000;
+
+function isEvent(message: Message | undefined): message is PeerEvent {
+  return (
+    message?.$case === "reserved" || message?.$case === "closed" || message?.$case === "observed"
+  );
+}
 
 /** What the links need. */
 export interface PeerLinksDependencies {
@@ -55,6 +66,7 @@ class PeerLink {
   #seq = 0;
   #sentAt = 0;
   #timer: NodeJS.Timeout | undefined;
+  #batchTimer: NodeJS.Timeout | undefined;
   #stopped = false;
   /** Instance of the peer, once it has welcomed this router. */
   instance: string | undefined;
@@ -81,18 +93,23 @@ class PeerLink {
     this.#connect();
   }
 
+  /** Events share a message with those of the next milliseconds; everything else goes at once, after them. */
   send(message: Message): void {
     if (this.#call === undefined || this.#needsSnapshot) return;
-    if (this.#blocked) {
-      if (this.#waiting.length < waitingMax) this.#waiting.push(message);
-      else {
-        this.#d.onDropped(this.#waiting.length);
-        this.#waiting.length = 0;
-        this.#needsSnapshot = true;
-      }
+    if (this.#waiting.length >= waitingMax) {
+      this.#d.onDropped(this.#waiting.length);
+      this.#waiting.length = 0;
+      this.#needsSnapshot = true;
       return;
     }
-    this.#write(message);
+    this.#waiting.push(message);
+    if (!isEvent(message) || this.#waiting.length >= batchEventsMax) this.#flush();
+    else {
+      this.#batchTimer ??= setTimeout(() => {
+        this.#batchTimer = undefined;
+        this.#flush();
+      }, batchMs);
+    }
   }
 
   tick(): void {
@@ -106,6 +123,8 @@ class PeerLink {
   stop(): void {
     this.#stopped = true;
     clearTimeout(this.#timer);
+    clearTimeout(this.#batchTimer);
+    this.#flush();
     if (this.#welcomed) this.#write({ $case: "goodbye", value: {} });
     this.#call?.end();
     // The goodbye needs a moment to leave the process.
@@ -131,10 +150,7 @@ class PeerLink {
     });
     call.on("drain", () => {
       this.#blocked = false;
-      while (this.#waiting.length > 0 && !this.#isBlocked()) {
-        const next = this.#waiting.shift();
-        if (next !== undefined) this.#write(next);
-      }
+      this.#flush();
     });
     call.on("error", (error: Error) => {
       this.#d.log.debug(
@@ -167,10 +183,6 @@ class PeerLink {
     });
   }
 
-  #isBlocked(): boolean {
-    return this.#blocked;
-  }
-
   #receive(response: SyncResponse): void {
     switch (response.message?.$case) {
       case "welcome":
@@ -186,6 +198,22 @@ class PeerLink {
       case undefined:
         break;
     }
+  }
+
+  #flush(): void {
+    const waiting = this.#waiting;
+    let from = 0;
+    while (from < waiting.length && !this.#blocked) {
+      let end = from;
+      while (end - from < batchEventsMax && isEvent(waiting[end])) end++;
+      const message = waiting[from];
+      if (end - from > 1) {
+        const events = (waiting.slice(from, end) as PeerEvent[]).map((event) => ({ event }));
+        this.#write({ $case: "batch", value: { events } });
+      } else if (message !== undefined) this.#write(message);
+      from = Math.max(end, from + 1);
+    }
+    waiting.splice(0, from);
   }
 
   #sendSnapshot(): void {

@@ -2,10 +2,12 @@ import type { ServerDuplexStream } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import type { Clock } from "../../shared/core/clock.ts";
 import { MeshError } from "../../shared/core/errors.ts";
+import type { MonoMs } from "../../shared/core/ids.ts";
 import { toServiceError } from "../../shared/edge/grpc-server.ts";
 import { peerProof, verifyProof, type MeshKeys } from "../../shared/edge/keys.ts";
 import { toMeshError } from "../../shared/edge/wire.ts";
 import type {
+  PeerEvent,
   PeerHello,
   PeerServer,
   PeerSnapshot,
@@ -209,7 +211,7 @@ export class PeerService {
   }
 
   #receive(peer: KnownPeer, call: Call, request: SyncRequest, sequence: SequenceCheck): void {
-    const { core, clock, outcomes } = this.#d;
+    const { core, clock } = this.#d;
     if (peer.call !== call) return;
     const now = clock.now();
     peer.heardAt = now;
@@ -237,15 +239,12 @@ export class PeerService {
         break;
       }
       case "reserved":
-        core.peerReserved(reservationFromWire(message.value), now);
-        break;
       case "closed":
-        core.peerClosed(message.value.decisionId, now);
-        break;
       case "observed":
-        if (message.value.observed !== undefined) {
-          outcomes.observed(message.value.decisionId, recordFromWire(message.value.observed));
-        }
+        this.#event(message, now);
+        break;
+      case "batch":
+        for (const { event } of message.value.events) this.#event(event, now);
         break;
       case "goodbye":
         peer.holds.clear();
@@ -253,6 +252,25 @@ export class PeerService {
         break;
       case "heartbeat":
       case "hello":
+        break;
+    }
+  }
+
+  #event(event: PeerEvent["event"], now: MonoMs): void {
+    const { core, outcomes } = this.#d;
+    switch (event?.$case) {
+      case "reserved":
+        core.peerReserved(reservationFromWire(event.value), now);
+        break;
+      case "closed":
+        core.peerClosed(event.value.decisionId, now);
+        break;
+      case "observed":
+        if (event.value.observed !== undefined) {
+          outcomes.observed(event.value.decisionId, recordFromWire(event.value.observed));
+        }
+        break;
+      case undefined:
         break;
     }
   }
