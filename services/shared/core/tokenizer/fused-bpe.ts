@@ -4,12 +4,21 @@ import type { TokenizerTables } from "./tables.ts";
 import { TokenScanner } from "./token-trie.ts";
 import type { EncodeOptions, Tokenizer } from "./tokenizer.ts";
 import { normaliseLikeReference } from "./reference-unicode.ts";
-import { CharClass, classMask } from "./unicode-classes.ts";
-import { decodeAt, scanUtf8, sizeFromLead } from "./utf8-scan.ts";
-import { WordTable } from "./word-table.ts";
+import { LearnedWords } from "./learned-words.ts";
+import { scanUtf8 } from "./utf8-scan.ts";
+import { VocabularyWords } from "./vocabulary-words.ts";
+import { WordSplitter } from "./word-splitter.ts";
 
-/** Bytes kept free behind the text, so that eight can be read from any of its positions. */
+/** Zeros kept behind the text, so that eight bytes can be read from any of its positions. */
 const readAheadSize = 8;
+/** Words of several tokens, by size: 32 bytes each and 4 MB, 64 and 4 MB, 256 and 1 MB. */
+const learnedShapes = [
+  { wordSizeMax: 12, tokensMax: 4, capacity: 1 << 17 },
+  { wordSizeMax: 28, tokensMax: 8, capacity: 1 << 16 },
+  { wordSizeMax: 128, tokensMax: 31, capacity: 1 << 12 },
+] as const;
+const smallSizeMax = learnedShapes[0].wordSizeMax;
+const mediumSizeMax = learnedShapes[1].wordSizeMax;
 /** Scratch memory above this many bytes of text is given back after a call. */
 const scratchKeptMax = 4 << 20;
 
@@ -33,17 +42,20 @@ function createText(size: number): Text {
  * Byte-level BPE in which cutting text into words, hashing and looking them up is one pass over bytes.
  * Gives the ids that the `tokenizers` library gives for the same `tokenizer.json`.
  *
- * Cost: known words about 10 ns each, unknown ones about 1 µs. Text is linear except for words without
- * any boundary, which are O(n log n). Memory: the tables, up to 10 MB of learned words, and scratch of
+ * Cost: known words about 40 ns each, unknown ones about 1 µs. Text is linear except for words without
+ * any boundary, which are O(n log n). Memory: the tables, 9 MB of learned words, and scratch of
  * five times the largest text up to 4 MiB (larger texts get theirs for one call).
  */
 export class FusedBpe implements Tokenizer {
   readonly vocabularySize: number;
   readonly prefixIds: readonly number[];
   readonly #tables: TokenizerTables;
-  readonly #words: WordTable;
+  readonly #splitter: WordSplitter;
+  readonly #words: VocabularyWords;
+  readonly #smallWords = new LearnedWords(learnedShapes[0]);
+  readonly #mediumWords = new LearnedWords(learnedShapes[1]);
+  readonly #largeWords = new LearnedWords(learnedShapes[2]);
   readonly #merger: PairMerger;
-  readonly #byteClasses = new Uint8Array(256).fill(CharClass.multiByte);
   readonly #allAdded: TokenScanner;
   readonly #ordinaryAdded: TokenScanner;
   readonly #encoder = new TextEncoder();
@@ -55,18 +67,19 @@ export class FusedBpe implements Tokenizer {
     this.vocabularySize = tables.vocabularySize;
     this.prefixIds = tables.prefixIds;
     this.#tables = tables;
-    this.#words = new WordTable(tables.words, tables.tokenBytes);
-    this.#merger = new PairMerger(tables.pairs, tables.byteIds);
-    for (let byte = 0; byte < 0x80; byte++) {
-      this.#byteClasses[byte] = (tables.classTable[byte] as number) & classMask;
-    }
+    this.#splitter = new WordSplitter(tables.splitRules, tables.classTable);
+    this.#words = new VocabularyWords(tables.words, tables.tokenBytes);
+    this.#merger = new PairMerger(tables.merges);
     this.#allAdded = new TokenScanner(tables.addedTokens);
     this.#ordinaryAdded = new TokenScanner(tables.ordinaryAddedTokens);
   }
 
-  /** How often the learned words were forgotten because their table was full. */
-  get wordTableResets(): number {
-    return this.#words.resets;
+  /** Words that had to be merged so far: neither one token nor learned. */
+  mergedWords = 0;
+
+  /** Learned words that gave way to others so far. */
+  get evictedWords(): number {
+    return this.#smallWords.evicted + this.#mediumWords.evicted + this.#largeWords.evicted;
   }
 
   encode(text: string | Uint8Array, options: EncodeOptions = {}): Uint32Array {
@@ -113,9 +126,12 @@ export class FusedBpe implements Tokenizer {
     if (sizeMax > capacity || (capacity > scratchKeptMax && sizeMax <= scratchKeptMax)) {
       this.#text = createText(Math.max(1 << 14, sizeMax));
     }
-    if (typeof text === "string") return this.#encoder.encodeInto(text, this.#text.bytes).written;
-    this.#text.bytes.set(text);
-    return text.length;
+    const { bytes } = this.#text;
+    let size = text.length;
+    if (typeof text === "string") size = this.#encoder.encodeInto(text, bytes).written;
+    else bytes.set(text);
+    bytes.fill(0, size, size + readAheadSize);
+    return size;
   }
 
   #encodeLoaded(size: number, mayNeedNfc: boolean, options: EncodeOptions): Uint32Array {
@@ -161,125 +177,45 @@ export class FusedBpe implements Tokenizer {
    */
   #encodeRun(text: Text, from: number, to: number, n: number): number {
     const { bytes, view } = text;
-    const byteClasses = this.#byteClasses;
-    const digitsMax = this.#tables.digitsMax;
+    const splitter = this.#splitter;
     const words = this.#words;
+    const byteIds = this.#tables.merges.byteIds;
     const ids = this.#ids;
-    const pool = words.idPool;
     let at = from;
     while (at < to) {
-      const byte = bytes[at] as number;
-      let kind = byteClasses[byte] as number;
-      let end = at + 1;
-      if (kind === CharClass.multiByte) {
-        kind = this.#classAt(bytes, at);
-        end = at + sizeFromLead(byte);
-      }
-      if (kind === CharClass.letter) {
-        end = this.#skipLetters(bytes, end, to);
-      } else if (kind === CharClass.number) {
-        for (let digits = 1; digits < digitsMax && end < to; digits++) {
-          if (this.#classAt(bytes, end) !== CharClass.number) break;
-          end += sizeAt(bytes, end);
-        }
+      const end = splitter.end(bytes, view, at, to);
+      if (end - at === 1) {
+        ids[n++] = byteIds[bytes[at] as number] as number;
       } else {
-        const contractionSize = byte === 0x27 ? contractionAt(bytes, at, to) : 0;
-        let next = end < to ? (byteClasses[bytes[end] as number] as number) : -1;
-        if (next === CharClass.multiByte) next = this.#classAt(bytes, end);
-        if (contractionSize > 0) {
-          end = at + contractionSize;
-        } else if (next === CharClass.letter && kind !== CharClass.newline) {
-          end = this.#skipLetters(bytes, end, to);
-        } else if (kind === CharClass.other || (byte === 0x20 && next === CharClass.other)) {
-          end = this.#skipSymbols(bytes, end, to);
-        } else {
-          end = this.#skipSpaces(bytes, at, to);
-        }
-      }
-      const value = words.find(bytes, view, at, end);
-      if (value < 0) {
-        n = this.#encodeUnknown(bytes, at, end, n);
-      } else if (words.count === 1) {
-        ids[n++] = value;
-      } else {
-        for (let i = 0; i < words.count; i++) ids[n++] = pool[value + i] as number;
+        const id = words.find(view, at, end);
+        if (id >= 0) ids[n++] = id;
+        else n = this.#encodeSeveral(text, at, end, n);
       }
       at = end;
     }
     return n;
   }
 
-  #encodeUnknown(bytes: Uint8Array, from: number, to: number, n: number): number {
+  #largerWords(size: number): LearnedWords {
+    return size <= mediumSizeMax ? this.#mediumWords : this.#largeWords;
+  }
+
+  /** Appends the tokens of a word that is not one token. */
+  #encodeSeveral({ bytes, view }: Text, from: number, to: number, n: number): number {
+    const size = to - from;
+    const ids = this.#ids;
+    const { hash } = this.#words;
+    // A short word of many tokens is among the medium ones.
+    let known = size > smallSizeMax ? 0 : this.#smallWords.copy(view, from, size, hash, ids, n);
+    if (known === 0) known = this.#largerWords(size).copy(view, from, size, hash, ids, n);
+    if (known > 0) return n + known;
+    this.mergedWords++;
     const count = this.#merger.merge(bytes, from, to);
-    const tokens = this.#merger.tokens;
-    this.#words.learn(bytes, from, to, tokens, count);
-    for (let i = 0; i < count; i++) this.#ids[n++] = tokens[i] as number;
+    const { tokens } = this.#merger;
+    if (!this.#smallWords.learn(view, from, size, hash, tokens, count)) {
+      this.#largerWords(size).learn(view, from, size, hash, tokens, count);
+    }
+    for (let i = 0; i < count; i++) ids[n++] = tokens[i] as number;
     return n;
   }
-
-  #classAt(bytes: Uint8Array, at: number): number {
-    const kind = this.#byteClasses[bytes[at] as number] as number;
-    if (kind !== CharClass.multiByte) return kind;
-    const code = decodeAt(bytes, at);
-    const { classTable } = this.#tables;
-    return code < classTable.length ? (classTable[code] as number) & classMask : CharClass.other;
-  }
-
-  #skipLetters(bytes: Uint8Array, from: number, to: number): number {
-    const byteClasses = this.#byteClasses;
-    let at = from;
-    while (at < to) {
-      const kind = byteClasses[bytes[at] as number] as number;
-      if (kind === CharClass.letter) at++;
-      else if (kind === CharClass.multiByte && this.#classAt(bytes, at) === CharClass.letter) {
-        at += sizeFromLead(bytes[at] as number);
-      } else break;
-    }
-    return at;
-  }
-
-  /** Symbols and marks, then the line ends that follow them. */
-  #skipSymbols(bytes: Uint8Array, from: number, to: number): number {
-    let at = from;
-    while (at < to && this.#classAt(bytes, at) === CharClass.other) at += sizeAt(bytes, at);
-    while (at < to && this.#byteClasses[bytes[at] as number] === CharClass.newline) at++;
-    return at;
-  }
-
-  /**
-   * White space from `from`: up to its last line end if it has one; otherwise all of it when the text
-   * ends there; otherwise all but its last character, which goes with the word that follows.
-   */
-  #skipSpaces(bytes: Uint8Array, from: number, to: number): number {
-    let at = from;
-    let last = from;
-    let newlineEnd = -1;
-    while (at < to) {
-      const kind = this.#classAt(bytes, at);
-      if (kind === CharClass.newline) newlineEnd = at + 1;
-      else if (kind !== CharClass.space) break;
-      last = at;
-      at += sizeAt(bytes, at);
-    }
-    if (newlineEnd >= 0) return newlineEnd;
-    return at < to && last > from ? last : at;
-  }
-}
-
-function sizeAt(bytes: Uint8Array, at: number): number {
-  const byte = bytes[at] as number;
-  return byte < 0x80 ? 1 : sizeFromLead(byte);
-}
-
-/** Size of an English contraction ('s, 't, 'm, 'd, 're, 've, 'll, any case) at an apostrophe, or 0. */
-function contractionAt(bytes: Uint8Array, at: number, to: number): number {
-  if (at + 1 >= to) return 0;
-  const first = (bytes[at + 1] as number) | 0x20;
-  if (first === 0x73 || first === 0x74 || first === 0x6d || first === 0x64) return 2;
-  if (at + 2 >= to) return 0;
-  // U+017F, the long s, is an s without regard to case.
-  if (bytes[at + 1] === 0xc5 && bytes[at + 2] === 0xbf) return 3;
-  const second = (bytes[at + 2] as number) | 0x20;
-  if (second === 0x65) return first === 0x72 || first === 0x76 ? 3 : 0;
-  return first === 0x6c && second === 0x6c ? 3 : 0;
 }

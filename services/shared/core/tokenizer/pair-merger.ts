@@ -48,25 +48,62 @@ export function addPair(
   table[4 * slot + 3] = pair.merged;
 }
 
+/** What merging needs of a vocabulary. */
+export interface MergeTables {
+  readonly pairs: PairTable;
+  /** The token id of each single byte. */
+  readonly byteIds: Uint32Array<ArrayBuffer>;
+  /**
+   * Ranks of pairs of single bytes by first × 256 + second: what every word begins with, in 256 KB
+   * instead of the megabytes of `pairs`.
+   */
+  readonly bytePairRanks: Int32Array<ArrayBuffer>;
+}
+
+/** Tables over `pairs`, with the ranks of byte pairs taken out of it. */
+export function createMergeTables(
+  pairs: PairTable,
+  byteIds: Uint32Array<ArrayBuffer>,
+): MergeTables {
+  const bytePairRanks = new Int32Array(0x1_0000);
+  for (let first = 0; first < 256; first++) {
+    for (let second = 0; second < 256; second++) {
+      const at = findPair(pairs, byteIds[first] as number, byteIds[second] as number);
+      bytePairRanks[(first << 8) | second] = at < 0 ? noRank : (pairs[at + 2] as number);
+    }
+  }
+  return { pairs, byteIds, bytePairRanks };
+}
+
+/** Where the entry of a pair lies, or -1. */
+function findPair(pairs: PairTable, left: number, right: number): number {
+  const mask = (pairs.length >> 2) - 1;
+  let slot = pairSlot(left, right, mask);
+  for (;;) {
+    const at = 4 * slot;
+    if (pairs[at] === left && pairs[at + 1] === right && pairs[at + 2] !== 0) return at;
+    if (pairs[at + 2] === 0) return -1;
+    slot = (slot + 1) & mask;
+  }
+}
+
 /** Merges words over one pair table. Holds scratch space, so one merger serves one thread. */
 export class PairMerger {
   readonly #pairs: PairTable;
-  readonly #mask: number;
   readonly #byteIds: Uint32Array;
+  readonly #bytePairRanks: Int32Array;
   /** Symbols of the word; after `merge` the first `n` are its tokens. */
   #ids = new Int32Array(256);
-  /** Slot of the pair (i, i + 1) in the table, or -1. */
-  #slots = new Int32Array(256);
+  /** Rank of the pair of a symbol and the one after it. */
   #ranks = new Int32Array(256);
   #next = new Int32Array(256);
   #previous = new Int32Array(256);
   #heap = new Float64Array(1024);
 
-  /** `byteIds`: the token id of each single byte. */
-  constructor(pairs: PairTable, byteIds: Uint32Array) {
-    this.#pairs = pairs;
-    this.#mask = pairs.length / 4 - 1;
-    this.#byteIds = byteIds;
+  constructor(tables: MergeTables) {
+    this.#pairs = tables.pairs;
+    this.#byteIds = tables.byteIds;
+    this.#bytePairRanks = tables.bytePairRanks;
   }
 
   /** Tokens of the last merged word; valid until the next `merge`. */
@@ -79,9 +116,18 @@ export class PairMerger {
     const length = to - from;
     this.#reserve(length);
     const ids = this.#ids;
-    for (let i = 0; i < length; i++) {
-      ids[i] = this.#byteIds[bytes[from + i] as number] as number;
+    const ranks = this.#ranks;
+    const byteIds = this.#byteIds;
+    const bytePairRanks = this.#bytePairRanks;
+    let byte = bytes[from] as number;
+    for (let i = 0; i + 1 < length; i++) {
+      ids[i] = byteIds[byte] as number;
+      const next = bytes[from + i + 1] as number;
+      ranks[i] = bytePairRanks[(byte << 8) | next] as number;
+      byte = next;
     }
+    ids[length - 1] = byteIds[byte] as number;
+    ranks[length - 1] = noRank;
     return length <= scanLengthMax ? this.#mergeByScan(length) : this.#mergeByHeap(length);
   }
 
@@ -91,7 +137,6 @@ export class PairMerger {
     let size = length;
     if (length <= scratchKeptMax) for (size = 256; size < length;) size *= 2;
     this.#ids = new Int32Array(size);
-    this.#slots = new Int32Array(size);
     this.#ranks = new Int32Array(size);
     this.#next = new Int32Array(size);
     this.#previous = new Int32Array(size);
@@ -99,32 +144,19 @@ export class PairMerger {
     this.#heap = new Float64Array(3 * size);
   }
 
-  #findPair(left: number, right: number): number {
-    const pairs = this.#pairs;
-    const mask = this.#mask;
-    let slot = pairSlot(left, right, mask);
-    for (;;) {
-      const at = 4 * slot;
-      if (pairs[at] === left && pairs[at + 1] === right && pairs[at + 2] !== 0) return at;
-      if (pairs[at + 2] === 0) return -1;
-      slot = (slot + 1) & mask;
-    }
+  #rankOf(left: number, right: number): number {
+    const at = findPair(this.#pairs, left, right);
+    return at < 0 ? noRank : (this.#pairs[at + 2] as number);
   }
 
-  #rankAt(slot: number): number {
-    return slot < 0 ? noRank : (this.#pairs[slot + 2] as number);
+  #mergedOf(left: number, right: number): number {
+    return this.#pairs[findPair(this.#pairs, left, right) + 3] as number;
   }
 
   #mergeByScan(length: number): number {
     const ids = this.#ids;
-    const slots = this.#slots;
     const ranks = this.#ranks;
     let n = length;
-    for (let i = 0; i + 1 < n; i++) {
-      const slot = this.#findPair(ids[i] as number, ids[i + 1] as number);
-      slots[i] = slot;
-      ranks[i] = this.#rankAt(slot);
-    }
     while (n > 1) {
       let best = 0;
       let bestRank = ranks[0] as number;
@@ -136,34 +168,28 @@ export class PairMerger {
         }
       }
       if (bestRank === noRank) break;
-      ids[best] = this.#pairs[(slots[best] as number) + 3] as number;
+      const merged = this.#mergedOf(ids[best] as number, ids[best + 1] as number);
+      ids[best] = merged;
       n--;
       for (let i = best + 1; i < n; i++) {
         ids[i] = ids[i + 1] as number;
-        slots[i] = slots[i + 1] as number;
         ranks[i] = ranks[i + 1] as number;
       }
-      for (let i = Math.max(0, best - 1); i <= best && i + 1 < n; i++) {
-        const slot = this.#findPair(ids[i] as number, ids[i + 1] as number);
-        slots[i] = slot;
-        ranks[i] = this.#rankAt(slot);
-      }
+      ranks[best] = best + 1 < n ? this.#rankOf(merged, ids[best + 1] as number) : noRank;
+      if (best > 0) ranks[best - 1] = this.#rankOf(ids[best - 1] as number, merged);
     }
     return n;
   }
 
   #mergeByHeap(length: number): number {
     const ids = this.#ids;
-    const slots = this.#slots;
     const ranks = this.#ranks;
     const next = this.#next;
     const previous = this.#previous;
     let heapSize = 0;
     const renew = (i: number): void => {
       const right = next[i] as number;
-      const slot = right < 0 ? -1 : this.#findPair(ids[i] as number, ids[right] as number);
-      const rank = this.#rankAt(slot);
-      slots[i] = slot;
+      const rank = right < 0 ? noRank : this.#rankOf(ids[i] as number, ids[right] as number);
       ranks[i] = rank;
       if (rank !== noRank) heapSize = pushKey(this.#heap, heapSize, rank * positions + i);
     };
@@ -171,8 +197,10 @@ export class PairMerger {
       previous[i] = i - 1;
       next[i] = i + 1 < length ? i + 1 : -1;
     }
-    for (let i = 0; i + 1 < length; i++) renew(i);
-    ranks[length - 1] = noRank;
+    for (let i = 0; i + 1 < length; i++) {
+      const rank = ranks[i] as number;
+      if (rank !== noRank) heapSize = pushKey(this.#heap, heapSize, rank * positions + i);
+    }
     while (heapSize > 0) {
       const key = this.#heap[0] as number;
       heapSize = popKey(this.#heap, heapSize);
@@ -181,7 +209,7 @@ export class PairMerger {
       // An entry is stale when its pair has been merged or has got another right side since.
       if (ranks[i] !== rank) continue;
       const right = next[i] as number;
-      ids[i] = this.#pairs[(slots[i] as number) + 3] as number;
+      ids[i] = this.#mergedOf(ids[i] as number, ids[right] as number);
       const after = next[right] as number;
       next[i] = after;
       if (after >= 0) previous[after] = i;

@@ -14,13 +14,16 @@ function parse(ranges: string): readonly (readonly [number, number])[] {
   });
 }
 
-/** Letters and numbers added in Unicode 17: unassigned for the reference, so neither. */
+/** Letters, numbers and marks added in Unicode 17: unassigned for the reference, so none of them. */
 export const unassignedRanges = parse(
   "88f c5c cdc a7ce-a7cf a7d2 a7d4 a7f1 10940-10959 10ec5-10ec7 11db0-11ddb 11de0-11de9 " +
     "16ea0-16eb8 16ebb-16ed3 16ff2-16ff6 187f8-187ff 18d09-18d1e 18d80-18df2 1e6c0-1e6de " +
     "1e6e0-1e6e2 1e6e4-1e6e5 1e6e7-1e6ed 1e6f0-1e6f4 1e6fe-1e6ff 2b73a-2b73f 2cea2-2cead " +
-    "323b0-33479",
+    "323b0-33479 1acf-1add 1ae0-1aeb 10efa-10efb 11b60-11b67 1e6e3 1e6e6 1e6ee-1e6ef 1e6f5",
 );
+
+/** Letters that Unicode 17 made caseless; small ones for the reference. */
+export const smallRanges = parse("295");
 
 /**
  * Marks with a combining class, and parts and results of compositions, added after Unicode 10. For the

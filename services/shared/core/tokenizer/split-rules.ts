@@ -1,16 +1,21 @@
 import { MeshError } from "../errors.ts";
 
 /**
- * How text is cut into words before byte pairs are merged, for the family of rules that began with
- * cl100k. Words never cross these cuts, so they must be exact.
+ * How text is cut into words before byte pairs are merged, for the families of rules that began with
+ * cl100k and o200k. Words never cross these cuts, so they must be exact.
  */
 export interface SplitRules {
   /** Digits are grouped by at most this many: 1 (Qwen2 and later) or 3 (cl100k, Llama 3). */
   readonly digitsMax: 1 | 3;
+  /** Whether a word also ends where a capital letter follows a small one (o200k). */
+  readonly casedWords: boolean;
 }
 
 const contraction = String.raw`(?i:'s|'t|'re|'ve|'m|'ll|'d)`;
 const cl100kContraction = String.raw`'(?i:[sdmt]|ll|ve|re)`;
+/** Capitals and small letters of o200k; letters without case and marks are both. */
+const capital = String.raw`[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`;
+const small = String.raw`[\p{Ll}\p{Lm}\p{Lo}\p{M}]`;
 const word = String.raw`|[^\r\n\p{L}\p{N}]?\p{L}+|`;
 const rest = String.raw`| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`;
 
@@ -19,13 +24,20 @@ const rest = String.raw`| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`;
  * interpreted: a pattern that only looks similar would give other tokens.
  */
 const patterns = new Map<string, SplitRules>([
-  [`${contraction}${word}${String.raw`\p{N}`}${rest}`, { digitsMax: 1 }],
-  [`${contraction}${word}${String.raw`\p{N}{1,3}`}${rest}`, { digitsMax: 3 }],
-  [`${cl100kContraction}${word}${String.raw`\p{N}{1,3}`}${rest}`, { digitsMax: 3 }],
+  [`${contraction}${word}${String.raw`\p{N}`}${rest}`, { digitsMax: 1, casedWords: false }],
+  [`${contraction}${word}${String.raw`\p{N}{1,3}`}${rest}`, { digitsMax: 3, casedWords: false }],
+  [
+    `${cl100kContraction}${word}${String.raw`\p{N}{1,3}`}${rest}`,
+    { digitsMax: 3, casedWords: false },
+  ],
   // Possessive quantifiers only save backtracking here; they match the same.
   [
     String.raw`'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+`,
-    { digitsMax: 3 },
+    { digitsMax: 3, casedWords: false },
+  ],
+  [
+    String.raw`[^\r\n\p{L}\p{N}]?${capital}*${small}+${contraction}?|[^\r\n\p{L}\p{N}]?${capital}+${small}*${contraction}?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`,
+    { digitsMax: 3, casedWords: true },
   ],
 ]);
 
@@ -35,7 +47,7 @@ export function splitRulesOf(pattern: string): SplitRules {
   if (rules === undefined) {
     throw new MeshError(
       "invalid_request",
-      `split pattern ${JSON.stringify(pattern)} is not supported; known are the patterns of Qwen2/Qwen3 and of Llama 3/cl100k`,
+      `split pattern ${JSON.stringify(pattern)} is not supported; known are the patterns of Qwen2/Qwen3, of Llama 3/cl100k and of GPT-4o/o200k`,
       { field: "pre_tokenizer" },
     );
   }

@@ -1,27 +1,38 @@
 import { MeshError } from "../errors.ts";
 import { bytesByCharCode, charsByByte } from "./byte-level.ts";
-import { addPair, createPairTable, PairMerger, type PairTable } from "./pair-merger.ts";
+import {
+  addPair,
+  createMergeTables,
+  createPairTable,
+  PairMerger,
+  type MergeTables,
+  type PairTable,
+} from "./pair-merger.ts";
+import type { SplitRules } from "./split-rules.ts";
 import { buildTokenTrie, trieNodesMax, type TokenTrie } from "./token-trie.ts";
 import type { AddedToken, BpeModelFile } from "./bpe-model-file.ts";
 import { buildClassTable } from "./unicode-classes.ts";
-import { createWordTableSeed, WordTable, type WordTableSeed } from "./word-table.ts";
+import {
+  buildVocabularyWords,
+  type VocabularyWordsTables,
+  type WordEntry,
+} from "./vocabulary-words.ts";
 
 /**
  * Everything `FusedBpe` needs, as typed arrays and plain values, so that a worker thread can build it
- * and hand it over without a copy (`tableBuffers`). One table set serves one `FusedBpe`: it takes the
- * word table over and changes it. About 30 MB for a vocabulary of 150 000.
+ * and hand it over without a copy (`tableBuffers`). Nothing changes them once built. About 20 MB for a
+ * vocabulary of 150 000.
  */
 export interface TokenizerTables {
   readonly vocabularySize: number;
-  readonly digitsMax: 1 | 3;
+  readonly splitRules: SplitRules;
   readonly normaliseNfc: boolean;
   readonly prefixIds: readonly number[];
   /** Bytes of token i are `tokenBytes[tokenOffsets[i] … tokenOffsets[i + 1])`; empty for unused ids. */
   readonly tokenBytes: Uint8Array<ArrayBuffer>;
   readonly tokenOffsets: Uint32Array<ArrayBuffer>;
-  readonly byteIds: Uint32Array<ArrayBuffer>;
-  readonly pairs: PairTable;
-  readonly words: WordTableSeed;
+  readonly merges: MergeTables;
+  readonly words: VocabularyWordsTables;
   readonly classTable: Uint8Array<ArrayBuffer>;
   /** All added tokens. */
   readonly addedTokens: TokenTrie;
@@ -34,9 +45,12 @@ export function tableBuffers(tables: TokenizerTables): ArrayBuffer[] {
   return [
     tables.tokenBytes,
     tables.tokenOffsets,
-    tables.byteIds,
-    tables.pairs,
-    tables.words.entries,
+    tables.merges.byteIds,
+    tables.merges.pairs,
+    tables.merges.bytePairRanks,
+    tables.words.ofTwoBytes,
+    tables.words.short,
+    tables.words.long,
     tables.words.hashKey,
     tables.classTable,
     tables.addedTokens.children,
@@ -49,17 +63,15 @@ export function tableBuffers(tables: TokenizerTables): ArrayBuffer[] {
 /** Builds the tables of a checked file. Throws `invalid_request` where its parts contradict each other. */
 export function buildTables(file: BpeModelFile, hashKey: Int32Array<ArrayBuffer>): TokenizerTables {
   const tokens = collectTokenBytes(file);
-  const byteIds = findByteIds(file.vocabulary);
-  const pairs = buildPairs(file);
+  const merges = createMergeTables(buildPairs(file), findByteIds(file.vocabulary));
   return {
     vocabularySize: tokens.tokenOffsets.length - 1,
-    digitsMax: file.splitRules.digitsMax,
+    splitRules: file.splitRules,
     normaliseNfc: file.normaliseNfc,
     prefixIds: file.prefixIds,
     ...tokens,
-    byteIds,
-    pairs,
-    words: seedWords(file, tokens, new PairMerger(pairs, byteIds), hashKey),
+    merges,
+    words: findWords(file, tokens, new PairMerger(merges), hashKey),
     classTable: buildClassTable(),
     addedTokens: trieOf(file.addedTokens),
     ordinaryAddedTokens: trieOf(file.addedTokens.filter((token) => !token.special)),
@@ -146,24 +158,23 @@ function buildPairs(file: BpeModelFile): PairTable {
 }
 
 /** Every vocabulary entry that, as a word, becomes that one token. Few do not: merging misses them. */
-function seedWords(
+function findWords(
   file: BpeModelFile,
-  tokens: TokenBytes,
+  { tokenBytes, tokenOffsets }: TokenBytes,
   merger: PairMerger,
   hashKey: Int32Array<ArrayBuffer>,
-): WordTableSeed {
-  const seed = createWordTableSeed(file.vocabulary.size, hashKey);
-  const table = new WordTable(seed, tokens.tokenBytes);
-  const view = new DataView(tokens.tokenBytes.buffer);
-  for (const id of file.vocabulary.values()) {
-    const from = tokens.tokenOffsets[id] as number;
-    const to = tokens.tokenOffsets[id + 1] as number;
-    const count = file.ignoreMerges ? 0 : merger.merge(tokens.tokenBytes, from, to);
+): VocabularyWordsTables {
+  const entries: WordEntry[] = [];
+  for (const id of [...file.vocabulary.values()].sort((a, b) => a - b)) {
+    const offset = tokenOffsets[id] as number;
+    const end = tokenOffsets[id + 1] as number;
+    if (end === offset) continue;
+    const count = file.ignoreMerges ? 0 : merger.merge(tokenBytes, offset, end);
     if (file.ignoreMerges || (count === 1 && merger.tokens[0] === id)) {
-      table.seed(view, from, to - from, id);
+      entries.push({ offset, size: end - offset, id });
     }
   }
-  return seed;
+  return buildVocabularyWords(entries, new DataView(tokenBytes.buffer), hashKey);
 }
 
 function trieOf(tokens: readonly AddedToken[]): TokenTrie {

@@ -2,6 +2,7 @@ import fc from "fast-check";
 import { beforeAll, describe, expect, test } from "vitest";
 import {
   llama3Pattern,
+  o200kPattern,
   preTokenizerOf,
   qwen3Json,
   TokenizerOracle,
@@ -11,7 +12,6 @@ import { FusedBpe } from "./fused-bpe.ts";
 import { parseTokenizerJson } from "./tokenizer-json.ts";
 import { buildTokenizer } from "./build-tokenizer.ts";
 import type { Tokenizer } from "./tokenizer.ts";
-import { learnedWordsMax } from "./word-table.ts";
 
 const texts: Readonly<Record<string, string>> = {
   prose: "The router keeps what it knows now, not what a scrape said last. It isn't late: 08:45.",
@@ -142,18 +142,64 @@ describe("the Qwen3 vocabulary", () => {
     await expectEqualIds(ours, oracle, short);
   });
 
-  test("forgets learned words when its table is full and goes on with the same ids", async () => {
+  test("keeps words in use while words that come once pass by, and goes on with the same ids", async () => {
     const tokenizer = new FusedBpe(parseTokenizerJson(qwen3Json()));
-    const words: string[] = [];
-    for (let i = 0; i <= learnedWordsMax + 10; i++)
-      words.push(`q${i.toString(36)}zx`.replace(/\d/g, "Ü"));
-    const before = tokenizer.encode(words.slice(0, 500).join(" "));
-    for (let i = 0; tokenizer.wordTableResets === 0; i++) {
-      expect(i).toBeLessThan(20);
-      tokenizer.encode(words.map((word) => `${word}${String.fromCharCode(97 + i)}`).join(" "));
+    const spell = (prefix: string, i: number): string =>
+      prefix + i.toString(36).replaceAll(/\d/g, (digit) => "ÜÖÄßÑÇÉÈÊÅ"[Number(digit)] ?? "");
+    const used = Array.from({ length: 500 }, (_, i) => spell("inuse", i)).join(" ");
+    const before = tokenizer.encode(used);
+    const merged = tokenizer.mergedWords;
+    tokenizer.encode(used);
+    expect(tokenizer.mergedWords).toBe(merged);
+    let again = 0;
+    for (let flood = 0; flood < 40; flood++) {
+      const words = Array.from({ length: 5_000 }, (_, i) => spell("once", 5_000 * flood + i));
+      tokenizer.encode(words.join(" "));
+      const start = tokenizer.mergedWords;
+      expect(tokenizer.encode(used)).toEqual(before);
+      again += tokenizer.mergedWords - start;
     }
-    expect(tokenizer.encode(words.slice(0, 500).join(" "))).toEqual(before);
+    // 200 000 words that come once do not fit; of 20 000 uses of the others hardly any is merged anew.
+    expect(tokenizer.evictedWords).toBeGreaterThan(25_000);
+    expect(again).toBeLessThan(500);
     for (const text of Object.values(texts)) await expectEqualIds(tokenizer, oracle, text);
+  });
+});
+
+describe("the o200k family", () => {
+  const json = qwen3Json({
+    root: { normalizer: null, pre_tokenizer: preTokenizerOf(o200kPattern) },
+    model: { ignore_merges: true },
+  });
+  const ours = buildTokenizer(json);
+  const oracle = new TokenizerOracle(json);
+
+  test.each([
+    "camelCase HTTPServer XMLHttpRequest iOS McDonald aB ABc aBC",
+    "don't DON'T it'll IT'LLx 's x'S a'b 'tis O'Neil's we'Re",
+    "\u0301 \u0301ABC \u0301abc A\u0301B !\u0301 !!\u0301a  \u0301 x\u0301\u0301Y",
+    "ǅ ǅa aǅ ʰA Aʰ ʰ ªº Aªb 語A語a語 語ABC ABC語 ABC語D",
+    "//\n//\n a/b /\r\n/ ./x ?!/\n/\n\n/",
+    "é É éÉ ÉÉé ÄÖÜ äöü Äpfel ÄPFEL ÄPFELa ПРИВЕТ Привет приВЕТ",
+    "x\u{e0100}y \u{e0100} \u{e01ef}A \u{e01f0}A ❤️ A\u{fe0f}B",
+    "1234567 1a23 ٣٤٥٦٧",
+    ...Object.values(texts),
+  ])("gives the reference's ids for %j", async (text) => {
+    await expectEqualIds(ours, oracle, text);
+    await expectEqualIds(ours, oracle, text);
+  });
+
+  test("gives the reference's ids for any mix of hard pieces", async () => {
+    const unit = fc.constantFrom(
+      ...Array.from("aAbBsS '\u0301ǅʰª語Éé1 /\n\r!\u{e0100}\u017f\ufe0f\u3000"),
+    );
+    const piece = fc.oneof(fc.string({ unit, maxLength: 20 }), fc.string({ unit: "grapheme" }));
+    await fc.assert(
+      fc.asyncProperty(fc.array(piece, { maxLength: 6 }), async (pieces) => {
+        await expectEqualIds(ours, oracle, pieces.join(""));
+      }),
+      { numRuns: 2_000 },
+    );
   });
 });
 

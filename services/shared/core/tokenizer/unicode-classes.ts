@@ -1,4 +1,4 @@
-import { inertRanges, unassignedRanges } from "./reference-unicode.ts";
+import { inertRanges, smallRanges, unassignedRanges } from "./reference-unicode.ts";
 
 /** Class of a code point for word splitting; the low three bits of an entry of the class table. */
 export const CharClass = {
@@ -12,8 +12,6 @@ export const CharClass = {
   space: 3,
   /** Carriage return or line feed. */
   newline: 4,
-  /** Only in tables by byte: the byte belongs to a code point outside ASCII. */
-  multiByte: 5,
 } as const;
 
 /** Mask of the class in an entry of the class table. */
@@ -25,6 +23,12 @@ export const classMask = 7;
  * without any is already in NFC (Unicode Annex 15, quick check).
  */
 export const nfcSensitive = 8;
+
+/** Set on what can be among the capital letters of an o200k word: categories Lu, Lt, Lm, Lo and M. */
+export const upperCase = 16;
+
+/** Set on what can be among the small letters of an o200k word: categories Ll, Lm, Lo and M. */
+export const lowerCase = 32;
 
 /** Code points covered: planes 0 to 3. Higher planes hold no letter, number, space or composition. */
 export const classTableSize = 0x40000;
@@ -49,16 +53,26 @@ export function buildClassTable(): Uint8Array<ArrayBuffer> {
       text += String.fromCodePoint(...codes);
     }
     const unitsPerCode = plane === 0 ? 1 : 2;
-    mark(table, text, /\p{L}+/gu, { plane, unitsPerCode, value: CharClass.letter });
-    mark(table, text, /\p{N}+/gu, { plane, unitsPerCode, value: CharClass.number });
+    const both = upperCase | lowerCase;
+    const classes = [
+      [/\p{N}+/gu, CharClass.number],
+      [/[\p{Lu}\p{Lt}]+/gu, CharClass.letter | upperCase],
+      [/\p{Ll}+/gu, CharClass.letter | lowerCase],
+      [/[\p{Lm}\p{Lo}]+/gu, CharClass.letter | both],
+      [/\p{M}+/gu, CharClass.other | both],
+    ] as const;
+    for (const [pattern, value] of classes) {
+      mark(table, text, pattern, { plane, unitsPerCode, value });
+    }
   }
   for (const [from, to] of unassignedRanges) table.fill(CharClass.other, from, to + 1);
+  for (const [from, to] of smallRanges) table.fill(CharClass.letter | lowerCase, from, to + 1);
   for (const code of spaces) table[code] = CharClass.space;
   table[0x0a] = CharClass.newline;
   table[0x0d] = CharClass.newline;
   markNfcSensitive(table);
   for (const [from, to] of inertRanges) {
-    for (let code = from; code <= to; code++) table[code] = (table[code] as number) & classMask;
+    for (let code = from; code <= to; code++) table[code] = (table[code] as number) & ~nfcSensitive;
   }
   return table;
 }
