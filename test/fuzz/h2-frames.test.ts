@@ -25,7 +25,7 @@ const caseMsMax = 2_000;
 const outputBytesMax = 16 << 20;
 const prefaceBytes = 24;
 
-const recordings = ["grpc-js.bin", "node-http2.bin"].map((name) =>
+const recordings = ["grpc-js.bin", "node-http2.bin", "envoy.bin"].map((name) =>
   readFileSync(join(import.meta.dirname, "../fixtures/h2", name)),
 );
 /** How the cases ended, over all. */

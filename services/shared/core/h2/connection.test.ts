@@ -98,6 +98,26 @@ describe("floods end the connection with ENHANCE_YOUR_CALM and a reason", () => 
     expect(bare.connection.end).toBeUndefined();
   });
 
+  test("rapid_reset: a client that resets after the answer or the end, as Envoy does, is left alone", () => {
+    const bare = BareConnection.open();
+    for (let id = 1; id < 20_000; id += 4) {
+      bare.receive(headers(id, request));
+      bare.connection.sendHeaders(bare.stream(id), answer);
+      bare.receive(rst(id, h2Error.none));
+      bare.receive(headers(id + 2, request, flags.end));
+      bare.connection.sendTrailers(bare.stream(id + 2), trailers);
+      bare.receive(rst(id + 2, h2Error.none));
+      bare.frames();
+    }
+    expect(bare.connection.end).toBeUndefined();
+  });
+
+  test("rapid_reset: resets of a stream that is over, again and again", () => {
+    const bare = BareConnection.open();
+    bare.receive(headers(1, request), ...Array.from({ length: 1_001 }, () => rst(1, 8)));
+    expect(bare.connection.end).toBe("rapid_reset");
+  });
+
   test("stream_errors: streams that the client makes the server reset", () => {
     const bare = BareConnection.open();
     let id = 1;

@@ -198,7 +198,8 @@ export class H2Connection implements FrameSink {
   }
 
   #answered(stream: H2Stream): void {
-    this.#floods.earn("rapid_reset", 1);
+    // One for its honesty, one for the RST_STREAM with which some clients follow the end (Envoy does).
+    this.#floods.earn("rapid_reset", 2);
     if (stream.isRemoteEnded) this.#finish(stream, "ended", "both_ended");
     else {
       // The client need not send the rest (RFC 9113 §8.1).
@@ -501,9 +502,12 @@ export class H2Connection implements FrameSink {
 
   #rstStream(streamId: number): Fault | undefined {
     if (this.#isIdle(streamId)) return protocolFault("RST_STREAM on an idle stream");
-    const flood = this.#flood("rapid_reset");
-    if (flood !== undefined) return flood;
     const stream = this.#streams.get(streamId);
+    // A stream with an answer has cost the client its turn; Envoy resets one when it needs to hear no more.
+    if (stream?.hasSentHeaders !== true) {
+      const flood = this.#flood("rapid_reset");
+      if (flood !== undefined) return flood;
+    }
     if (stream !== undefined) this.#finish(stream, "reset", "client_reset");
     return undefined;
   }

@@ -42,8 +42,8 @@ export interface Allowance {
 }
 
 /**
- * What costs a server more than a client. `rapid_reset`: streams that the client cancels, earned back by streams
- * that end well. `stream_errors`: streams that end in an error of the client, requests above the limit included.
+ * What costs a server more than a client. `rapid_reset`: streams that the client cancels before any answer, earned
+ * back by streams that end well. `stream_errors`: streams that end in an error of the client, requests above the limit included.
  */
 export type FloodKind =
   | "rapid_reset"
