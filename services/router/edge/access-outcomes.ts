@@ -1,4 +1,5 @@
 import type { Clock } from "../../shared/core/clock.ts";
+import type { WorkerId } from "../../shared/core/ids.ts";
 import type { Metrics } from "../../shared/edge/metrics.ts";
 import { attributes, spanNames } from "../../shared/core/trace-catalogue.ts";
 import { parseTraceparent, type Tracing } from "../../shared/edge/tracing.ts";
@@ -21,6 +22,8 @@ export interface AccessOutcomesDependencies {
   readonly settle: () => void;
 }
 
+const statusClasses = ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
 /** Value of `error.type` of a served request, or `undefined` when it went well. */
 function errorTypeOf(record: AccessRecord): string | undefined {
   const flags = record.responseFlags.split(",");
@@ -38,6 +41,8 @@ function errorTypeOf(record: AccessRecord): string | undefined {
  */
 export class AccessOutcomes {
   readonly #d: AccessOutcomesDependencies;
+  /** Members by endpoint, as found last. */
+  readonly #members = new Map<string, WorkerId>();
 
   constructor(dependencies: AccessOutcomesDependencies) {
     this.#d = dependencies;
@@ -82,7 +87,7 @@ export class AccessOutcomes {
   }
 
   #count(record: AccessRecord): void {
-    const { metrics, core } = this.#d;
+    const { metrics } = this.#d;
     metrics.requestSeconds.observe(record.durationMs / 1_000);
     if (record.status === 200 && record.ttftMs > 0)
       metrics.ttftSeconds.observe(record.ttftMs / 1_000);
@@ -91,11 +96,25 @@ export class AccessOutcomes {
     if (record.decisionId === "") metrics.unpicked.inc({ reason: "no_decision" });
     else if (record.picked[0] !== record.servedEndpoint)
       metrics.unpicked.inc({ reason: "served_elsewhere" });
-    const served = [...core.members.all()].find((m) => m.endpoint === record.servedEndpoint);
     metrics.requestsServed.inc({
-      worker_id: served?.key ?? "other",
-      status_class: `${Math.floor(record.status / 100)}xx`,
+      worker_id: this.#memberAt(record.servedEndpoint) ?? "other",
+      status_class: statusClasses[Math.floor(record.status / 100)] ?? "other",
     });
+  }
+
+  /** The member at an endpoint; members are searched only for the first record of each. */
+  #memberAt(endpoint: string): WorkerId | undefined {
+    const { members } = this.#d.core;
+    const known = this.#members.get(endpoint);
+    if (known !== undefined && members.get(known)?.endpoint === endpoint) return known;
+    this.#members.delete(endpoint);
+    for (const member of members.all()) {
+      if (member.endpoint !== endpoint) continue;
+      if (this.#members.size > 2 * members.size) this.#members.clear();
+      this.#members.set(endpoint, member.key);
+      return member.key;
+    }
+    return undefined;
   }
 
   #countObservation(decisionId: string, observed: Observation): void {
@@ -112,8 +131,9 @@ export class AccessOutcomes {
   }
 
   #serveSpan(record: AccessRecord, observed: Observation | undefined): void {
+    if (record.traceparent === "") return;
     const parent = parseTraceparent(record.traceparent);
-    if (parent === undefined) return;
+    if (parent?.sampled !== true) return;
     const { core, tracing } = this.#d;
     const decision = core.decisions.byId(record.decisionId);
     const decidedUs = decision?.decidedUnixUs ?? record.startUnixUs;

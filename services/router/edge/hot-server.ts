@@ -100,6 +100,7 @@ function createLeanHotServer(options: HotServerOptions): HotServer {
     [`/${accessLogName}/StreamAccessLogs`, createLeanAccessLog(options.onRecord)],
   ]);
   const largest = messageBytesMax(options);
+  const isListed = remembered((peer) => inCidrs(options.allowed, peer));
   const server = createH2GrpcServer({
     methods: new Map([...guarded, ...health.methods()]),
     limits: {
@@ -107,7 +108,7 @@ function createLeanHotServer(options: HotServerOptions): HotServer {
       bufferedBytesMax: Math.max(options.extProc.limits.bodyMemoryBytesMax, 4 * largest),
     },
     allow: (path, peer) => {
-      const isAllowed = !guarded.has(path) || inCidrs(options.allowed, peer);
+      const isAllowed = !guarded.has(path) || isListed(peer);
       if (isAllowed) options.onCall?.();
       return isAllowed;
     },
@@ -137,6 +138,22 @@ function createLeanHotServer(options: HotServerOptions): HotServer {
     kill: () => {
       void server.close();
     },
+  };
+}
+
+/** Addresses whose place on the allow-list is remembered. */
+const peersRememberedMax = 1_024;
+
+/** Asks once for each text; reading an address costs more than the rest of taking a call. */
+function remembered(ask: (text: string) => boolean): (text: string) => boolean {
+  const answers = new Map<string, boolean>();
+  return (text) => {
+    const known = answers.get(text);
+    if (known !== undefined) return known;
+    if (answers.size >= peersRememberedMax) answers.clear();
+    const answer = ask(text);
+    answers.set(text, answer);
+    return answer;
   };
 }
 

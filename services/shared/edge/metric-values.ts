@@ -46,6 +46,8 @@ class Cells<Name extends string> {
   readonly #names: readonly string[];
   readonly #cells = new Map<string, Cell>();
   readonly #only: Cell | undefined;
+  /** The cell used last: most metrics of a request get the same labels as for the one before. */
+  #last: Cell | undefined;
 
   constructor(names: readonly string[]) {
     this.#names = names;
@@ -56,17 +58,22 @@ class Cells<Name extends string> {
 
   at(labels: Labels<Name> | undefined): Cell {
     if (this.#only !== undefined) return this.#only;
+    const plain = labels as Readonly<Record<string, string | number>> | undefined;
+    if (this.#last !== undefined && isSame(this.#names, this.#last.labels, plain))
+      return this.#last;
     const key = this.#key(labels);
     let cell = this.#cells.get(key);
     if (cell === undefined) {
-      cell = { labels: { ...(labels as Readonly<Record<string, string | number>>) }, value: 0 };
+      cell = { labels: { ...plain }, value: 0 };
       this.#cells.set(key, cell);
     }
+    this.#last = cell;
     return cell;
   }
 
   remove(labels: Labels<Name>): void {
     this.#cells.delete(this.#key(labels));
+    this.#last = undefined;
   }
 
   lines(): MetricLine[] {
@@ -76,6 +83,15 @@ class Cells<Name extends string> {
   #key(labels: Labels<Name> | undefined): string {
     return labelKey(this.#names, labels as Readonly<Record<string, string | number>> | undefined);
   }
+}
+
+function isSame(
+  names: readonly string[],
+  a: Readonly<Record<string, string | number>>,
+  b: Readonly<Record<string, string | number>> | undefined,
+): boolean {
+  for (const name of names) if (a[name] !== b?.[name]) return false;
+  return true;
 }
 
 function labelKey(

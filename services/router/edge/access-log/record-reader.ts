@@ -1,6 +1,10 @@
 import { FieldCursor, wireType } from "../../../shared/core/protobuf/field-cursor.ts";
 import { ShapeChecker } from "../../../shared/core/protobuf/message-shape.ts";
-import { durationShape, structShape } from "../../../shared/core/protobuf/well-known-shapes.ts";
+import {
+  durationShape,
+  structShape,
+  valueShape,
+} from "../../../shared/core/protobuf/well-known-shapes.ts";
 import { StreamAccessLogsMessage } from "../../../shared/gen/envoy/service/accesslog/v3/als.ts";
 import { equalBytes, isAscii, latin1 } from "../byte-text.ts";
 import {
@@ -214,6 +218,7 @@ export class RecordReader {
         case 10:
         case 11:
         case 12:
+          if (readPlainTime(bytes, at, end) >= 0) break;
           if (!this.#shapes.isOrdinary(durationShape, bytes, at, end)) return false;
           break;
         case 13:
@@ -302,6 +307,11 @@ export class RecordReader {
   }
 
   #time(bytes: Uint8Array, from: number, to: number): boolean {
+    this.#ms = readPlainTime(bytes, from, to);
+    return this.#ms >= 0 || this.#anyTime(bytes, from, to);
+  }
+
+  #anyTime(bytes: Uint8Array, from: number, to: number): boolean {
     const i = this.#inner;
     i.enter(bytes, from, to);
     let seconds = 0;
@@ -440,12 +450,13 @@ export class RecordReader {
     }
     if (e.odd) return -1;
     if (structTo < 0) return which === 0 ? 0 : -1;
-    if (!this.#shapes.isOrdinary(structShape, bytes, structFrom, structTo)) return -1;
-    if (which === 0) return 0;
+    if (which === 0) {
+      return this.#shapes.isOrdinary(structShape, bytes, structFrom, structTo) ? 0 : -1;
+    }
     return this.#struct(bytes, structFrom, structTo, which) ? which : -1;
   }
 
-  /** Reads the texts of a namespace that the router wrote; its structure has been checked. */
+  /** Reads the texts of a namespace that the router wrote. */
   #struct(bytes: Uint8Array, from: number, to: number, which: number): boolean {
     const fields = this.#innermost;
     const parts = this.#parts;
@@ -453,6 +464,7 @@ export class RecordReader {
     let seen = 0;
     while (fields.next()) {
       if (fields.field !== 1) continue;
+      if (fields.wire !== wireType.bytes) return false;
       const key = this.#structText(bytes, fields.from, fields.to, which);
       if (key < 0 || (seen & (1 << key)) !== 0) return false;
       if (key > 0) seen |= 1 << key;
@@ -462,7 +474,7 @@ export class RecordReader {
       else if (key === 4) parts.workerId = this.#text;
       else if (key === 5) parts.picked = this.#text;
     }
-    return true;
+    return !fields.odd;
   }
 
   /** Reads an entry of a Struct: which key of ours it is, from 1, 0 for another, −1 when its value is no plain text. */
@@ -475,7 +487,7 @@ export class RecordReader {
     let seen = 0;
     while (v.next()) {
       if (v.field > 2) continue;
-      if ((seen & v.field) !== 0) return -1;
+      if (v.wire !== wireType.bytes || (seen & v.field) !== 0) return -1;
       seen |= v.field;
       if (v.field === 1) key = keyOf(bytes, v.from, v.to, which);
       else {
@@ -483,11 +495,16 @@ export class RecordReader {
         valueTo = v.to;
       }
     }
-    if (key === 0) return 0;
+    if (v.odd) return -1;
+    if (key === 0) {
+      if (valueTo < 0) return 0;
+      return this.#shapes.isOrdinary(valueShape, bytes, valueFrom, valueTo) ? 0 : -1;
+    }
     v.enter(bytes, valueFrom, valueTo);
-    if (!v.next() || v.field !== 3) return -1;
+    if (!v.next() || v.field !== 3 || v.wire !== wireType.bytes) return -1;
     const { from: textFrom, to: textTo } = v;
-    return !v.next() && this.#ascii(bytes, textFrom, textTo) ? key : -1;
+    // The text is all that there is.
+    return textTo === valueTo && this.#ascii(bytes, textFrom, textTo) ? key : -1;
   }
 
   #ascii(bytes: Uint8Array, from: number, to: number): boolean {
@@ -497,6 +514,35 @@ export class RecordReader {
   }
 }
 
+/**
+ * Reads a Duration or Timestamp in the form that encoders write: seconds, then nanoseconds, each left out when 0. In ms;
+ * −1 for any other form and for times out of the ordinary.
+ */
+function readPlainTime(bytes: Uint8Array, from: number, to: number): number {
+  let at = from;
+  let seconds = 0;
+  let nanos = 0;
+  for (let field = 0x08; field <= 0x10 && at < to; field += 8) {
+    if (bytes[at] !== field) continue;
+    at++;
+    let value = 0;
+    let scale = 1;
+    let byte = 0x80;
+    while (byte >= 0x80) {
+      if (at >= to || scale > 2 ** 28) return -1;
+      byte = bytes[at++] as number;
+      value += (byte & 0x7f) * scale;
+      scale *= 128;
+    }
+    if (byte === 0) return -1;
+    if (field === 0x08) seconds = value;
+    else nanos = value;
+  }
+  if (at !== to || seconds > secondsMax || nanos > int32Max) return -1;
+  return seconds * 1_000 + nanos / 1_000_000;
+}
+
+/** Which key of ours a text is, from 1; 0 for any other. */
 function keyOf(bytes: Uint8Array, from: number, to: number, which: number): number {
   if (which === 2) return equalBytes(bytes, from, to, keyBytes.destination) ? 5 : 0;
   if (equalBytes(bytes, from, to, keyBytes.decision)) return 1;

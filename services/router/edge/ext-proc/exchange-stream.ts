@@ -80,6 +80,13 @@ export interface BodyMemory {
   bytes: number;
 }
 
+function traceContextOf(fields: {
+  get(name: "traceparent" | "tracestate"): string | undefined;
+}): TraceContext | undefined {
+  const text = fields.get("traceparent");
+  return text === undefined ? undefined : parseTraceparent(text, fields.get("tracestate"));
+}
+
 type End = "answered" | "cancelled" | "protocol_error";
 
 /**
@@ -246,9 +253,8 @@ export class ExchangeStream {
     parent: TraceContext | undefined;
     link: TraceContext | undefined;
   } {
-    const metadata = this.#metadata;
-    const fromProxy = parseTraceparent(metadata.get("traceparent"), metadata.get("tracestate"));
-    const fromClient = parseTraceparent(headers.get("traceparent"), headers.get("tracestate"));
+    const fromProxy = traceContextOf(this.#metadata);
+    const fromClient = traceContextOf(headers);
     if (fromProxy === undefined) return { parent: fromClient, link: undefined };
     const link = fromClient !== undefined && fromClient.traceId !== fromProxy.traceId;
     return { parent: fromProxy, link: link ? fromClient : undefined };

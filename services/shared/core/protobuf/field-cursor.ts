@@ -39,9 +39,9 @@ export class FieldCursor {
     const end = this.#end;
     if (this.#at >= end) return false;
     const bytes = this.bytes;
-    let tag = bytes[this.#at] as number;
-    if (tag < 0x80) this.#at++;
-    else {
+    let tag = bytes[this.#at++] as number;
+    if (tag >= 0x80) {
+      this.#at--;
       tag = this.#varint();
       if (tag < 0 || tag > 0x7fff_ffff) return this.#unusual();
     }
@@ -50,21 +50,23 @@ export class FieldCursor {
     this.field = field;
     const wire = tag & 7;
     this.wire = wire;
-    if (wire === wireType.bytes) {
-      const length =
-        this.#at < end && (bytes[this.#at] as number) < 0x80
-          ? (bytes[this.#at++] as number)
-          : this.#varint();
-      if (length < 0) return this.#unusual();
-      this.from = this.#at;
-      this.to = this.#at += length;
-      return this.#at > end ? this.#unusual() : true;
-    }
-    if (wire === wireType.varint) {
-      const value = this.#varint();
+    if (wire === wireType.bytes || wire === wireType.varint) {
+      // Most are short: one byte.
+      let value = this.#at < end ? (bytes[this.#at++] as number) : -1;
+      if (value >= 0x80) {
+        this.#at--;
+        value = this.#varint();
+      }
       if (value < 0) return this.#unusual();
-      this.value = value;
-      return true;
+      if (wire === wireType.varint) {
+        this.value = value;
+        return true;
+      }
+      const to = this.#at + value;
+      this.from = this.#at;
+      this.to = to;
+      this.#at = to;
+      return to > end ? this.#unusual() : true;
     }
     if (wire !== wireType.fixed64 && wire !== wireType.fixed32) return this.#unusual();
     this.from = this.#at;

@@ -5,18 +5,18 @@ export function mapEntryShape(value: FieldShape): MessageShape {
   return messageShape({ 1: "bytes", 2: value });
 }
 
-/** google.protobuf.Struct, with Value and ListValue inside. */
-export const structShape: MessageShape = messageShape((struct) => {
-  const value = messageShape((self) => ({
-    1: "varint",
-    2: "fixed64",
-    3: "bytes",
-    4: "varint",
-    5: struct,
-    6: messageShape({ 1: self }),
-  }));
-  return { 1: mapEntryShape(value) };
-});
+/** google.protobuf.Value, with Struct and ListValue inside. */
+export const valueShape: MessageShape = messageShape((value) => ({
+  1: "varint",
+  2: "fixed64",
+  3: "bytes",
+  4: "varint",
+  5: messageShape({ 1: mapEntryShape(value) }),
+  6: messageShape({ 1: value }),
+}));
+
+/** google.protobuf.Struct. */
+export const structShape: MessageShape = messageShape({ 1: mapEntryShape(valueShape) });
 
 /** google.protobuf.Any. */
 export const anyShape: MessageShape = messageShape({ 1: "bytes", 2: "bytes" });
