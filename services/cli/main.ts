@@ -2,7 +2,7 @@ import { Command, CommanderError, InvalidArgumentError, Option } from "commander
 import { MeshError } from "../shared/core/errors.ts";
 import { ConfigError } from "../shared/edge/config.ts";
 import { productVersion } from "../shared/edge/log.ts";
-import { demoPolicies } from "./core/demo-profile.ts";
+import { placementPolicies } from "./core/demo-profile.ts";
 import type { PlannedService } from "./core/mesh-plan.ts";
 import { unknownName } from "../shared/core/suggestion.ts";
 import { exitCodes, processIo } from "./edge/command-io.ts";
@@ -63,7 +63,7 @@ function portsBase(text: string): PortChoice {
 function policyList(text: string): string[] {
   if (text === "none") return [];
   const names = text.split(",").map((name) => name.trim());
-  const known: readonly string[] = demoPolicies;
+  const known: readonly string[] = placementPolicies;
   for (const name of names) {
     if (!known.includes(name)) throw new InvalidArgumentError(unknownName("policy", name, known));
   }
@@ -107,7 +107,7 @@ function upProgram(): Command {
     .option("--workload <name>", "agentic, conversation, or a file", "agentic")
     .option("--rate <n>", "times as fast as recorded (default: the workload's own)", positive)
     .option("--duration <seconds>", "length of the run of each policy", positive, 60)
-    .option("--policies <list>", `some of ${demoPolicies.join(",")}, or none`, policyList)
+    .option("--policies <list>", `some of ${placementPolicies.join(",")}, or none`, policyList)
     .option("--workers <n>", "simulated engines (default: the workload's own)", countUpTo(64))
     .option("--routers <n>", "routers", countUpTo(8))
     .addOption(
@@ -225,7 +225,7 @@ function consoleUrl(address: MeshAddress): string {
 
 function servicePrograms(): Command[] {
   const services: Readonly<Record<PlannedService, string>> = {
-    router: "run one router in the foreground",
+    router: "run one router in the foreground, with --processes <n> on several cores",
     worker: "run one worker in the foreground",
     console: "run the console in the foreground",
     engine: "run one simulated engine in the foreground",

@@ -28,6 +28,8 @@ export const RouterConfig = z.strictObject({
   controlPort: port.default(9003),
   /** Metrics and health over HTTP. */
   httpPort: port.default(9004),
+  /** Processes of this router, one per core that it may use; process i has ports 10 × i higher. */
+  processes: z.number().int().min(1).max(64).default(1),
   /** Secrets of the mesh. */
   keysFile: z.string().default(".kvmesh/mesh.keys"),
   /** Tokens per block in the whole mesh. */

@@ -1,3 +1,4 @@
+import type { z } from "zod";
 import { parseCidr, type Cidr } from "../shared/core/cidr.ts";
 import { realClock } from "../shared/edge/clock.ts";
 import { loadConfig } from "../shared/edge/config.ts";
@@ -18,6 +19,7 @@ import { MembershipService } from "../shared/gen/kvmesh/worker/v1/worker.ts";
 import { admissionFromConfig } from "./admission-config.ts";
 import { RouterConfig } from "./config.ts";
 import { Discovery } from "./core/discovery/discovery.ts";
+import { planProcesses } from "./core/processes/process-plan.ts";
 import { RouterCore } from "./core/router-core.ts";
 import { AccessOutcomes } from "./edge/access-outcomes.ts";
 import { createAdsService } from "./edge/ads-server.ts";
@@ -30,6 +32,7 @@ import { ModelRuntimes } from "./edge/model-runtimes.ts";
 import { PeerLinks } from "./edge/peer-links.ts";
 import { PeerService } from "./edge/peer-server.ts";
 import { ProxyPresence } from "./edge/proxy-presence.ts";
+import { ProcessGroup } from "./edge/process-group.ts";
 import { Readiness } from "./edge/readiness.ts";
 import { createRouterService } from "./edge/router-server.ts";
 import { topologyToWire } from "./edge/topology-wire.ts";
@@ -39,6 +42,8 @@ import { routerMetrics } from "./metrics.ts";
 /** gRPC messages beside bodies are far smaller; a snapshot chunk or an artifact chunk is at most 1 MiB. */
 const controlMessageBytesMax = 16 * 1024 * 1024;
 const tickMs = 100;
+
+type Config = z.infer<typeof RouterConfig>;
 /** How long open calls may take to end once the servers stop. */
 const closeMs = 300;
 /** What was said to workers and peers at the end needs a moment to leave the process, ms. */
@@ -56,6 +61,41 @@ async function start(): Promise<RunningService> {
     env: process.env,
     cwd: process.cwd(),
   });
+  return config.processes > 1 ? startGroup(config) : startRouter(config);
+}
+
+function startGroup(config: Config): Promise<RunningService> {
+  const { instance, logLevel, drainMsMax, hotPort, controlPort, httpPort } = config;
+  const log = createLogger({ service: "router", instance, level: logLevel });
+  if ([hotPort, controlPort, httpPort].includes(0)) {
+    throw new Error(
+      "processes above 1 need ports of their own: set hotPort, controlPort and httpPort",
+    );
+  }
+  const plans = planProcesses(config);
+  return new Promise((resolve, reject) => {
+    const group = new ProcessGroup({
+      plans,
+      main: import.meta.filename,
+      flags: process.argv.slice(2),
+      clock: realClock,
+      log,
+      drainMsMax,
+      onReady: () => {
+        const hot = plans.map((plan) => [`hot-${plan.instance}`, plan.hotPort] as const);
+        announceReady(log, "router", Object.fromEntries(hot));
+        resolve(group);
+      },
+      onGivenUp: (name) => {
+        reject(new Error(`process ${name} does not run`));
+        log.fatal({ event: "stopping", reason: "process_given_up" }, "stopping");
+        void group.stop().then(() => process.exit(1));
+      },
+    });
+  });
+}
+
+async function startRouter(config: Config): Promise<RunningService> {
   const clock = realClock;
   const { instance, blockSizeTokens } = config;
   const log = createLogger({ service: "router", instance, level: config.logLevel });

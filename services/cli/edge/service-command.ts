@@ -4,6 +4,16 @@ import type { PlannedService } from "../core/mesh-plan.ts";
 import { Interrupts } from "./interrupts.ts";
 import { entryPoints, packageRoot, serviceNode } from "./up/mesh.ts";
 
+/** `--processes n` of a router is short for its setting. */
+function withoutShortForms(service: PlannedService, flags: readonly string[]): string[] {
+  if (service !== "router") return [...flags];
+  return flags.flatMap((flag, index) => {
+    if (flag.startsWith("--processes=")) return ["--set", flag.slice(2)];
+    if (flag === "--processes") return [];
+    return flags[index - 1] === "--processes" ? ["--set", `processes=${flag}`] : [flag];
+  });
+}
+
 /**
  * Runs one service in the foreground with its own flags and resolves to its exit code. It gets its own process group
  * and one signal each, so that Ctrl-C is not heard twice, and ends when this process is gone.
@@ -13,7 +23,7 @@ export async function serviceCommand(
   flags: readonly string[],
 ): Promise<number> {
   const [main, ...words] = entryPoints[service];
-  const child = spawn(serviceNode, [join(packageRoot, main), ...words, ...flags], {
+  const child = spawn(serviceNode, [join(packageRoot, main), ...words, ...withoutShortForms(service, flags)], {
     stdio: ["inherit", "inherit", "inherit", "ipc"],
     detached: true,
   });

@@ -1,6 +1,6 @@
 import { MeshError } from "../../../shared/core/errors.ts";
 import { realClock } from "../../../shared/edge/clock.ts";
-import { RestartPolicy } from "../../core/restart-policy.ts";
+import { RestartPolicy } from "../../../shared/core/restart-policy.ts";
 import type { ExitInfo } from "./launcher.ts";
 import type { Mesh } from "./mesh.ts";
 

@@ -1,4 +1,4 @@
-/** How often a process may die before the mesh gives up on it. */
+/** How often a process may die before its supervisor gives up on it. */
 export interface RestartLimits {
   /** Delay before the first restart, ms; doubles with every death in the window. */
   readonly baseMs: number;
@@ -15,7 +15,7 @@ export type RestartVerdict =
   | { readonly kind: "restart"; readonly afterMs: number; readonly death: number }
   | { readonly kind: "give_up"; readonly deaths: number };
 
-/** Limits of a mesh on one machine: quick at first, given up after five deaths in a minute. */
+/** Limits of processes on one machine: quick at first, given up after five deaths in a minute. */
 export const restartLimits: RestartLimits = {
   baseMs: 100,
   maxMs: 5_000,
