@@ -8,11 +8,13 @@ import { EngineConfig } from "./config.ts";
 import { calibrateRun, formatCalibration } from "./core/calibration/calibrate-run.ts";
 import { readMeasuredRuns } from "./edge/calibration-files.ts";
 import { startEngine } from "./edge/engine-process.ts";
+import { baselinesCommand } from "./edge/baselines-command.ts";
 import { simCommand } from "./edge/sim-command.ts";
 
 const usage = `usage: main.ts engine [--config FILE] [--set path=value]… [--print-config]
        main.ts calibrate
        main.ts sim WORKLOAD [--policy LIST|all] [--rate X] [--duration S] [--view live|exact] …
+       main.ts sim baselines [--policy LIST|all] [--loads LIST] [--windows N] [--duration S] …
 `;
 
 async function runEngine(argv: readonly string[]): Promise<void> {
@@ -54,7 +56,9 @@ async function runEngine(argv: readonly string[]): Promise<void> {
 
 function runSim(argv: readonly string[]): void {
   try {
-    simCommand(argv, {
+    const [first, ...rest] = argv;
+    const [command, flags] = first === "baselines" ? [baselinesCommand, rest] : [simCommand, argv];
+    command(flags, {
       write: (line) => void process.stdout.write(`${line}\n`),
       nowMs: () => realClock.now(),
     });

@@ -17,8 +17,24 @@ export interface DemoProfile {
 /** Name under which the demo's engines serve their model. */
 export const demoModel = "qwen3-demo";
 
-/** Policies in the order of the printed table. */
+/** Policies that are compared when none are named, in the order of the printed table. */
 export const demoPolicies = ["round-robin", "least-requests", "kv-blind", "kv"] as const;
+
+/** Every policy that a router has, ours last. */
+export const placementPolicies = [
+  "round-robin",
+  "random",
+  "least-requests",
+  "power-of-two",
+  "session-hash",
+  "prefix-trie",
+  "dynamo",
+  "llm-d",
+  "aibrix-prefix",
+  "smg",
+  "kv-blind",
+  "kv",
+] as const;
 
 /**
  * Engines as the workload wants them: its KV capacity, the calibrated times of one H100 with an 8B model, vLLM's

@@ -5,6 +5,7 @@ import { Command } from "commander";
 import { comparisonJson, renderComparison } from "../core/replay/comparison.ts";
 import type { ReplayResult } from "../core/replay/result.ts";
 import { exitCodes, processIo, type CommandIo } from "./command-io.ts";
+import { simBaselines, type BaselinesFlags } from "./sim-baselines.ts";
 import { entryPoints, packageRoot, serviceNode } from "./up/mesh.ts";
 
 interface Flags {
@@ -116,10 +117,11 @@ async function sim(workload: string, flags: Flags, io: CommandIo): Promise<numbe
  * every request was answered, 1 otherwise, 2 for wrong arguments.
  */
 export function simCommand(): Command {
-  return new Command("sim")
+  const command = new Command("sim")
+    .enablePositionalOptions()
     .description("replay a workload on a virtual fleet that runs the production router and workers")
     .argument("<workload>", "agentic, conversation, or a file")
-    .option("--policy <list>", "round-robin, least-requests, kv-blind, kv, several, or all", "all")
+    .option("--policy <list>", "names of policies with commas between them, or all", "all")
     .option("--rate <n>", "times as fast as recorded (default: the workload's own)")
     .option("--duration <seconds>", "length of the run of each policy (default: 60)")
     .option("--warmup <share>", "share of the run left out of the figures (default: a third)")
@@ -131,4 +133,20 @@ export function simCommand(): Command {
     .action(async (workload: string, flags: Flags) => {
       process.exitCode = await sim(workload, flags, processIo);
     });
+  command.addCommand(
+    new Command("baselines")
+      .description("compare all policies over both workloads at several loads")
+      .option("--policy <list>", "names of policies with commas between them, or all", "all")
+      .option("--loads <list>", "multiples of a workload's own rate (default: 0.75,1,1.25)")
+      .option("--windows <n>", "parts of a workload that are run and summed up (default: 4)")
+      .option("--duration <seconds>", "length of a part (default: 60)")
+      .option("--warmup <share>", "share of a part left out of the figures (default: a third)")
+      .option("--seed <n>", "seed of delays (default: 1)")
+      .option("--json", "print one JSON line for each run")
+      .option("--markdown", "print the table of the README")
+      .action(async (flags: BaselinesFlags) => {
+        process.exitCode = await simBaselines(flags, processIo);
+      }),
+  );
+  return command;
 }

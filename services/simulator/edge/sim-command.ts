@@ -1,10 +1,10 @@
 import { parseArgs } from "node:util";
-import { isPolicyName, policyNames, type PolicyName } from "../../router/core/placement/policy.ts";
-import { MeshError } from "../../shared/core/errors.ts";
+import type { PolicyName } from "../../router/core/placement/policy.ts";
 import { loadWorkload } from "../../shared/edge/workload-files.ts";
 import { fleetStepModel, runFleet } from "../core/fleet/fleet-run.ts";
 import type { FleetResult } from "../core/fleet/fleet-result.ts";
 import { TokenPrompts } from "../core/fleet/token-prompts.ts";
+import { numberFlag, policiesFlag, refuseFlag, wholeFlag } from "./sim-flags.ts";
 
 /** One line that the command writes: the figures of one policy. */
 export interface SimLine {
@@ -13,40 +13,6 @@ export interface SimLine {
   readonly result: FleetResult;
   /** Real time that the run took, ms. */
   readonly tookMs: number;
-}
-
-/** Order in which policies are run when none is named: baselines first. */
-const allPolicies: readonly PolicyName[] = [
-  ...policyNames.filter((name) => name !== "kv" && name !== "kv-blind"),
-  "kv-blind",
-  "kv",
-];
-
-function refuse(field: string, problem: string): MeshError {
-  return new MeshError("invalid_request", `--${field}: ${problem}`, { field });
-}
-
-function numberOf(
-  text: string | undefined,
-  field: string,
-  range: { readonly min: number; readonly below: number; readonly fallback: number },
-): number {
-  if (text === undefined) return range.fallback;
-  const value = Number(text);
-  if (text.trim() === "" || !(value >= range.min && value < range.below)) {
-    throw refuse(field, `${text} is not a number from ${range.min} to below ${range.below}`);
-  }
-  return value;
-}
-
-function policiesOf(text: string): readonly PolicyName[] {
-  if (text === "all") return allPolicies;
-  return [...new Set(text.split(","))].map((name) => {
-    if (!isPolicyName(name)) {
-      throw refuse("policy", `${name} is none of ${policyNames.join(", ")}, all`);
-    }
-    return name;
-  });
 }
 
 /**
@@ -73,33 +39,33 @@ export function simCommand(
   });
   const [source] = positionals;
   if (source === undefined || positionals.length > 1) {
-    throw refuse("workload", "name one workload: agentic, conversation, or a file");
+    throw refuseFlag("workload", "name one workload: agentic, conversation, or a file");
   }
   const { view } = values;
   if (view !== "live" && view !== "exact")
-    throw refuse("view", `${view} is neither live nor exact`);
-  const policies = policiesOf(values.policy);
+    throw refuseFlag("view", `${view} is neither live nor exact`);
+  const policies = policiesFlag(values.policy);
   const prepared = loadWorkload(source);
   const { workload, defaults } = prepared;
-  const rateFactor = numberOf(values.rate, "rate", {
+  const rateFactor = numberFlag(values.rate, "rate", {
     min: 1e-6,
     below: 1e6,
     fallback: defaults.rateFactor,
   });
   const wholeS = (workload.requests.at(-1)?.atMs ?? 0) / rateFactor / 1_000;
-  const durationS = numberOf(values.duration, "duration", {
+  const durationS = numberFlag(values.duration, "duration", {
     min: 1,
     below: 86_400,
     fallback: Math.min(60, wholeS),
   });
   if (durationS > wholeS + 0.001) {
-    throw refuse(
+    throw refuseFlag(
       "duration",
       `the workload lasts ${wholeS.toFixed(0)} s at rate factor ${rateFactor}; lower the rate or the duration`,
     );
   }
   const whole = (text: string | undefined, field: string, fallback: number, below: number) =>
-    Math.floor(numberOf(text, field, { min: field === "seed" ? 0 : 1, below, fallback }));
+    wholeFlag(text, field, { min: field === "seed" ? 0 : 1, below, fallback });
   const prompts = new TokenPrompts(workload);
   for (const policy of policies) {
     const startedMs = io.nowMs();
@@ -109,7 +75,7 @@ export function simCommand(
       policy,
       rateFactor,
       durationMs: durationS * 1_000,
-      warmupRatio: numberOf(values.warmup, "warmup", { min: 0, below: 1, fallback: 1 / 3 }),
+      warmupRatio: numberFlag(values.warmup, "warmup", { min: 0, below: 1, fallback: 1 / 3 }),
       seed: whole(values.seed, "seed", 1, 2 ** 32),
       view,
       engines: whole(values.workers, "workers", defaults.workers, 65),

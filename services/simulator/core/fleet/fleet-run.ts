@@ -36,6 +36,8 @@ export interface FleetRun {
   readonly result: FleetResult;
   readonly records: readonly FleetRecord[];
   readonly fleet: Fleet;
+  /** When the run began on the fleet's clock, ms. */
+  readonly startMs: number;
 }
 
 /** Engine that workloads are meant for: one H100 with an 8B model under vLLM's defaults. */
@@ -106,5 +108,5 @@ export function runFleet(run: FleetRunOptions): FleetRun {
     warmupMs: run.durationMs * run.warmupRatio,
     startMs,
   });
-  return { result, records: fleet.records, fleet };
+  return { result, records: fleet.records, fleet, startMs };
 }
