@@ -84,7 +84,7 @@ function isAborted(signal: AbortSignal | undefined): boolean {
 const pieceSize = 1 << 20;
 
 /** A copy that a thread can read as it is. In pieces, because copying 11 MB at once takes 5 ms and more. */
-async function shareInPieces(bytes: Uint8Array): Promise<Uint8Array<SharedArrayBuffer>> {
+export async function shareInPieces(bytes: Uint8Array): Promise<Uint8Array<SharedArrayBuffer>> {
   const shared = new Uint8Array(new SharedArrayBuffer(bytes.length));
   for (let at = 0; at < bytes.length; at += pieceSize) {
     shared.set(bytes.subarray(at, at + pieceSize), at);

@@ -1,0 +1,96 @@
+/** Thread body of `NativeTokenizer`: encodes posted texts one after another with the `tokenizers` package. */
+import { parentPort, workerData } from "node:worker_threads";
+import type { Tokenizer } from "tokenizers";
+
+/** What the thread is given. */
+export interface NativeTokenizerJob {
+  /** Bytes of tokenizer.json in shared memory, so that a thread started anew copies nothing. */
+  readonly json: Uint8Array<SharedArrayBuffer>;
+}
+
+/** One text to encode. */
+export interface NativeEncodeOrder {
+  readonly id: number;
+  /** UTF-8; malformed bytes read as U+FFFD. */
+  readonly text: Uint8Array<ArrayBuffer>;
+  /** Whether control tokens in the text are recognised. */
+  readonly special: boolean;
+}
+
+/** What the thread says: once `ready` or `refused`, then one `encoded` or `failed` for each order. */
+export type NativeTokenizerMessage =
+  | { readonly kind: "ready"; readonly prefixIds: readonly number[] }
+  | { readonly kind: "refused"; readonly message: string }
+  | { readonly kind: "encoded"; readonly id: number; readonly ids: Uint32Array<ArrayBuffer> }
+  | { readonly kind: "failed"; readonly id: number; readonly message: string };
+
+const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+
+function post(message: NativeTokenizerMessage, transfer: ArrayBuffer[] = []): void {
+  parentPort?.postMessage(message, transfer);
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+async function idsOf(
+  tokenizer: Tokenizer,
+  text: string,
+  addSpecialTokens: boolean,
+): Promise<number[]> {
+  return (await tokenizer.encode(text, null, { addSpecialTokens })).getIds();
+}
+
+/**
+ * The file without its control tokens. The package has no way to switch them off, and without them
+ * their text is ordinary text, which is what `special: false` asks for.
+ */
+function withoutControlTokens(file: string): string {
+  const parsed = JSON.parse(file) as { added_tokens?: { special?: boolean }[] };
+  return JSON.stringify({
+    ...parsed,
+    added_tokens: (parsed.added_tokens ?? []).filter((token) => token.special !== true),
+  });
+}
+
+async function run(job: NativeTokenizerJob): Promise<void> {
+  // Decoders refuse shared memory; this copy is on the thread's time.
+  const file = decoder.decode(new Uint8Array(job.json));
+  let open: (json: string) => Tokenizer;
+  let tokenizer: Tokenizer;
+  let prefixIds: number[];
+  try {
+    const native = await import("tokenizers");
+    open = (json) => {
+      const opened = native.Tokenizer.fromString(json);
+      // A file may carry both; engines encode prompts without.
+      opened.disableTruncation();
+      opened.disablePadding();
+      return opened;
+    };
+    tokenizer = open(file);
+    const plain = await idsOf(tokenizer, "a", false);
+    const whole = await idsOf(tokenizer, "a", true);
+    prefixIds = whole.slice(0, Math.max(0, whole.indexOf(plain[0] ?? -1)));
+  } catch (error) {
+    post({ kind: "refused", message: messageOf(error) });
+    return;
+  }
+  let ordinary: Tokenizer | undefined;
+  parentPort?.on("message", (order: NativeEncodeOrder) => {
+    const chosen = order.special ? tokenizer : (ordinary ??= open(withoutControlTokens(file)));
+    idsOf(chosen, decoder.decode(order.text), false).then(
+      (ids) => {
+        const array = Uint32Array.from(ids);
+        post({ kind: "encoded", id: order.id, ids: array }, [array.buffer]);
+      },
+      (error: unknown) => {
+        post({ kind: "failed", id: order.id, message: messageOf(error) });
+      },
+    );
+  });
+  post({ kind: "ready", prefixIds });
+}
+
+await run(workerData as NativeTokenizerJob);
