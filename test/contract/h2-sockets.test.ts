@@ -236,6 +236,18 @@ describe("connections", () => {
     await until(() => server.counts().closed.preface_timeout === 1);
   });
 
+  test("survive a process that was blocked longer than their deadlines", async () => {
+    await start({ limits: { keepaliveMs: 300, keepaliveTimeoutMs: 300 } });
+    const client = await RawH2Client.open(port);
+    expect(await client.isAlive()).toBe(true);
+    const asked = await client.next((f) => f.type === types.ping && f.flags === 0);
+    client.send(frame(types.ping, flags.ack, 0, asked!.payload));
+    const blockedUntil = performance.now() + 1_500;
+    while (performance.now() < blockedUntil);
+    expect(await client.isAlive()).toBe(true);
+    client.close();
+  });
+
   test("that vanish end their calls", async () => {
     await start();
     const client = await RawH2Client.open(port);
@@ -295,6 +307,37 @@ describe("a client that does not read", () => {
     await until(() => server.counts().connections === 0, 10_000);
     expect(server.counts()).toMatchObject({ streams: 0, bufferedBytes: 0 });
     expect(Object.keys(server.counts().closed)).toEqual(["write_stalled"]);
+    client.close();
+  });
+
+  test("is not read from either while its answers fill the socket, and loses none", async () => {
+    await start({ limits: { outputBytesHigh: 32 << 10, concurrentStreamsMax: 8 } });
+    const client = await RawH2Client.open(port);
+    client.pause();
+    const calls = 15_000;
+    // A path of 1,000 octets, which comes back in the text of the answer: more than the system's buffers hold.
+    const path = Buffer.alloc(1_000, "/unknown");
+    const length = Buffer.from([0x04, 0x7f, 0xe9, 0x06]);
+    const fields = requestFields("").filter(([name]) => name !== ":path");
+    const request = Buffer.concat([length, path, block(fields)]);
+    for (let i = 0; i < calls; i += 100) {
+      client.send(
+        ...Array.from({ length: 100 }, (_, j) => headers((i + j) * 2 + 1, request, flags.end)),
+      );
+    }
+    let before = -1;
+    let stillSince = performance.now();
+    await until(() => {
+      const answered = server.counts().refused.unknown_method ?? 0;
+      if (answered !== before) stillSince = performance.now();
+      before = answered;
+      return answered > 0 && performance.now() - stillSince > 500;
+    }, 15_000);
+    expect(before).toBeLessThan(calls);
+    client.resume();
+    const { trailers } = await client.answer(calls * 2 - 1);
+    expect(trailers.length).toBeGreaterThan(0);
+    expect(server.counts().refused).toEqual({ unknown_method: calls });
     client.close();
   });
 

@@ -3,7 +3,7 @@ import { connect, type Socket } from "node:net";
 import { flags, frame, preface, readFrames, settings, types, type RawFrame } from "./h2-frames.ts";
 
 /** How long a test waits for a frame, ms. */
-const waitMsMax = 5_000;
+const waitMsMax = 15_000;
 
 /** A client that sends what it is told, right or wrong, and shows what comes back. */
 export class RawH2Client {

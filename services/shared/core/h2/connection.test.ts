@@ -204,6 +204,18 @@ describe("deadlines", () => {
     expect(bare.connection.end).toBe("header_block_timeout");
   });
 
+  test("a client that is not being read has all the time it needs", () => {
+    const bare = BareConnection.open();
+    bare.receive(frame(types.headers, 0, 1, request));
+    for (let i = 0; i < 1_000; i++) {
+      bare.now += 100;
+      bare.connection.tick(bare.now, true);
+    }
+    expect(bare.connection.end).toBeUndefined();
+    bare.pass(defaultH2Limits.headerBlockMsMax + 100);
+    expect(bare.connection.end).toBe("header_block_timeout");
+  });
+
   test("a silent client is asked for a sign of life, and closed without one", () => {
     const bare = BareConnection.open();
     bare.receive(headers(1, request));

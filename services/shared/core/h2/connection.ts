@@ -135,10 +135,11 @@ export class H2Connection implements FrameSink {
     this.#deadlines.heard(this.#reader.isCutOff || this.#assembly.streamId !== 0, now);
   }
 
-  /** Checks the deadlines; call it a few times a second. */
-  tick(now: number): void {
+  /** Checks the deadlines; call it a few times a second. `isPaused`: the socket is not being read for now. */
+  tick(now: number, isPaused = false): void {
     this.#now = now;
     if (this.#end !== undefined) return;
+    if (isPaused) this.#deadlines.hold(now);
     const action = this.#deadlines.check(now, this.#hasSettings, this.#streams.size > 0);
     if (action === "ping") this.output.ping(false, keepalivePing, 0);
     else this.#apply(action);

@@ -30,6 +30,13 @@ export class ConnectionDeadlines {
     else this.#cutOffSince = undefined;
   }
 
+  /** The socket is not being read, so that the client's time stands still. */
+  hold(now: number): void {
+    this.#heardAt = now;
+    this.#pingedAt = undefined;
+    if (this.#cutOffSince !== undefined) this.#cutOffSince = now;
+  }
+
   /** Checks all of them; after "ping" a PING has to be sent. */
   check(now: number, hasSettings: boolean, hasStreams: boolean): DeadlineAction {
     const limits = this.#limits;

@@ -8,31 +8,44 @@ staticTable.forEach(([name, value], at) => {
   if (!nameIndex.has(name)) nameIndex.set(name, at + 1);
 });
 
-function writeInteger(out: number[], first: number, prefix: number, value: number): void {
-  if (value < prefix) {
-    out.push(first | value);
-    return;
-  }
-  out.push(first | prefix);
-  let rest = value - prefix;
-  while (rest >= 0x80) {
-    out.push((rest & 0x7f) | 0x80);
-    rest >>>= 7;
-  }
-  out.push(rest);
-}
+/** Most octets that an integer below 2^28 takes. */
+const integerOctetsMax = 5;
 
-function writeString(out: number[], text: string): void {
-  const coded = huffmanBytes(text);
-  if (coded < text.length) {
-    writeInteger(out, 0x80, 0x7f, coded);
-    const bytes = new Uint8Array(coded);
-    encodeHuffman(text, bytes, 0);
-    out.push(...bytes);
-    return;
+class BlockWriter {
+  readonly #bytes: Uint8Array;
+  #length = 0;
+
+  constructor(bytesMax: number) {
+    this.#bytes = new Uint8Array(bytesMax);
   }
-  writeInteger(out, 0, 0x7f, text.length);
-  for (let i = 0; i < text.length; i++) out.push(text.charCodeAt(i) & 255);
+
+  /** An integer whose prefix has the bits of `prefix`, the other bits of its first octet being `first`. */
+  integer(first: number, prefix: number, value: number): void {
+    if (value < prefix) {
+      this.#bytes[this.#length++] = first | value;
+      return;
+    }
+    this.#bytes[this.#length++] = first | prefix;
+    let rest = value - prefix;
+    for (; rest >= 0x80; rest >>>= 7) this.#bytes[this.#length++] = (rest & 0x7f) | 0x80;
+    this.#bytes[this.#length++] = rest;
+  }
+
+  /** A string, Huffman-coded where that is shorter. */
+  string(text: string): void {
+    const coded = huffmanBytes(text);
+    if (coded < text.length) {
+      this.integer(0x80, 0x7f, coded);
+      this.#length = encodeHuffman(text, this.#bytes, this.#length);
+      return;
+    }
+    this.integer(0, 0x7f, text.length);
+    for (let i = 0; i < text.length; i++) this.#bytes[this.#length++] = text.charCodeAt(i);
+  }
+
+  take(): Uint8Array {
+    return this.#bytes.slice(0, this.#length);
+  }
 }
 
 /**
@@ -43,17 +56,19 @@ function writeString(out: number[], text: string): void {
 export function encodeHeaderBlock(
   fields: readonly (readonly [name: string, value: string])[],
 ): Uint8Array {
-  const out: number[] = [];
+  let bytesMax = 0;
+  for (const [name, value] of fields) bytesMax += name.length + value.length + 3 * integerOctetsMax;
+  const writer = new BlockWriter(bytesMax);
   for (const [name, value] of fields) {
     const exact = exactIndex.get(`${name}\n${value}`);
     if (exact !== undefined) {
-      writeInteger(out, 0x80, 0x7f, exact);
+      writer.integer(0x80, 0x7f, exact);
       continue;
     }
     const index = nameIndex.get(name) ?? 0;
-    writeInteger(out, 0, 0x0f, index);
-    if (index === 0) writeString(out, name);
-    writeString(out, value);
+    writer.integer(0, 0x0f, index);
+    if (index === 0) writer.string(name);
+    writer.string(value);
   }
-  return Uint8Array.from(out);
+  return writer.take();
 }

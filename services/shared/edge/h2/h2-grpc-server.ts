@@ -1,60 +1,18 @@
 import { createServer as createNetServer, type Server, type Socket } from "node:net";
-import type { Duplex } from "node:stream";
-import { createServer as createTlsServer, type TlsOptions, type TLSSocket } from "node:tls";
+import { createServer as createTlsServer, type TLSSocket } from "node:tls";
 import { BufferPool } from "../../core/h2/buffer-pool.ts";
-import { H2Connection, type ConnectionListener } from "../../core/h2/connection.ts";
-import type { ConnectionEnd, StreamFault } from "../../core/h2/faults.ts";
-import { FrameOutput } from "../../core/h2/frame-output.ts";
-import type { H2Stream } from "../../core/h2/stream.ts";
-import { grpcStatus, httpStatusBlock, parseGrpcTimeout, trailerBlock } from "./grpc-blocks.ts";
-import { GrpcCall, type CallFault, type CallHost } from "./grpc-call.ts";
-import type { GrpcMethod } from "./grpc-stream.ts";
-import { fillLimits, type H2GrpcLimits, type H2GrpcLimitSettings } from "./h2-grpc-limits.ts";
-import { H2Socket } from "./h2-socket.ts";
+import type { GrpcCall } from "./grpc-call.ts";
+import { GrpcConnection, type GrpcConnectionHost } from "./grpc-connection.ts";
+import { fillLimits, type H2GrpcLimits } from "./h2-grpc-limits.ts";
+import type {
+  CallRefusal,
+  ConnectionClose,
+  H2GrpcCounts,
+  H2GrpcOptions,
+} from "./h2-grpc-options.ts";
 import { readInto } from "./static-reads.ts";
 
-/** Why a call was refused or ended by the server. */
-export type CallRefusal =
-  CallFault | StreamFault | "unknown_method" | "not_allowed" | "not_grpc" | "headers_too_large";
-
-/** Why a connection ended or was not taken. */
-export type ConnectionClose = ConnectionEnd | "too_many_connections" | "tls_failed" | "no_alpn";
-
-/** What happens beside the calls, for logs and metrics; each is also counted. */
-export interface H2GrpcHooks {
-  /** A call was refused or ended by the server. `path` is empty when it was not read. */
-  onRefused?(reason: CallRefusal, path: string, peer: string): void;
-  /** A connection ended. */
-  onClosed?(reason: ConnectionClose, peer: string): void;
-  /** A handler threw: a bug in it. Its call has been ended with INTERNAL. */
-  onHandlerError?(error: unknown, path: string): void;
-}
-
-/** What `createH2GrpcServer` takes. */
-export interface H2GrpcOptions extends H2GrpcHooks {
-  /** Handlers by `/package.Service/Method`. */
-  readonly methods: ReadonlyMap<string, GrpcMethod>;
-  readonly limits?: H2GrpcLimitSettings;
-  /** Certificate, key and the like; without it the server speaks cleartext HTTP/2 with prior knowledge. */
-  readonly tls?: TlsOptions;
-  /** Who may call what; `peerAddress` is an IP address, or `unix` for a Unix socket. Everybody may without it. */
-  allow?(path: string, peerAddress: string): boolean;
-}
-
-/** Figures of a server. Reasons that have not occurred are absent. */
-export interface H2GrpcCounts {
-  readonly connections: number;
-  readonly streams: number;
-  /** Since the start. */
-  readonly connectionsTotal: number;
-  readonly callsTotal: number;
-  readonly refused: Readonly<Partial<Record<CallRefusal, number>>>;
-  readonly closed: Readonly<Partial<Record<ConnectionClose, number>>>;
-  /** Messages being received and answers waiting to be sent. */
-  readonly bufferedBytes: number;
-  /** Message buffers kept for reuse. */
-  readonly pooledBytes: number;
-}
+export type { CallRefusal, ConnectionClose, H2GrpcCounts, H2GrpcOptions };
 
 /** A gRPC server for a few hot methods, on an HTTP/2 of its own. */
 export interface H2GrpcServer {
@@ -73,128 +31,25 @@ export interface H2GrpcServer {
 }
 
 const tickMs = 200;
+/** A tick this late means that the process was blocked or stopped, not that clients were silent. */
+const stallMs = 1_000;
 /** A read takes up to this much; one buffer serves all sockets, since each read is used up before the next. */
 const readBytes = 256 << 10;
 
-function isGrpc(contentType: string | undefined): boolean {
-  if (contentType === "application/grpc") return true;
-  return contentType !== undefined && /^application\/grpc[+;]/.test(contentType);
-}
-
-/** One connection and what belongs to it. */
-class Client implements ConnectionListener, CallHost {
-  readonly peer: string;
-  readonly pool: BufferPool;
-  readonly messageBytesMax: number;
-  readonly connection: H2Connection;
-  readonly socket: H2Socket;
-  readonly #server: LeanServer;
-
-  constructor(server: LeanServer, stream: Duplex, peer: string) {
-    this.#server = server;
-    this.peer = peer;
-    this.pool = server.pool;
-    this.messageBytesMax = server.limits.messageBytesMax;
-    this.connection = new H2Connection({
-      limits: server.limits,
-      pool: server.pool,
-      listener: this,
-      output: new FrameOutput(16 << 10),
-      now: performance.now(),
-    });
-    this.socket = new H2Socket({
-      socket: stream,
-      connection: this.connection,
-      outputBytesMax: server.limits.outputBytesHigh * 2,
-      now: () => performance.now(),
-    });
-  }
-
-  onStream(stream: H2Stream): void {
-    const server = this.#server;
-    const { headers } = stream;
-    const { path } = headers;
-    if (headers.isOverLimit) {
-      const text = `request headers: ${headers.count} fields of ${headers.size} bytes are above the limit`;
-      this.#refuse(stream, "headers_too_large", grpcStatus.resourceExhausted, text);
-      return;
-    }
-    if (headers.method !== "POST") {
-      this.#refuseHttp(stream, 405);
-      return;
-    }
-    if (!isGrpc(headers.get("content-type"))) {
-      this.#refuseHttp(stream, 415);
-      return;
-    }
-    if (server.options.allow?.(path, this.peer) === false) {
-      const text = `caller ${this.peer} is not on the allow-list of ${path}`;
-      this.#refuse(stream, "not_allowed", grpcStatus.permissionDenied, text);
-      return;
-    }
-    const method = server.options.methods.get(path);
-    if (method === undefined) {
-      const text = `method ${path} is not served here`;
-      this.#refuse(stream, "unknown_method", grpcStatus.unimplemented, text);
-      return;
-    }
-    server.callsTotal++;
-    const timeout = headers.get("grpc-timeout");
-    const timeoutMs = timeout === undefined ? undefined : parseGrpcTimeout(timeout);
-    const deadlineAt = timeoutMs === undefined ? undefined : performance.now() + timeoutMs;
-    const { connection } = this;
-    const call = new GrpcCall({ host: this, connection, stream, method, deadlineAt });
-    if (deadlineAt !== undefined) server.deadlines.add(call);
-  }
-
-  #refuse(stream: H2Stream, reason: CallRefusal, status: number, text: string): void {
-    this.#server.countRefusal(reason, stream.headers.path, this.peer);
-    this.connection.sendTrailers(stream, trailerBlock(status, text, [], true));
-  }
-
-  #refuseHttp(stream: H2Stream, status: number): void {
-    this.#server.countRefusal("not_grpc", stream.headers.path, this.peer);
-    this.connection.sendTrailers(stream, httpStatusBlock(status));
-  }
-
-  onStreamFault(fault: StreamFault): void {
-    this.#server.countRefusal(fault, "", this.peer);
-  }
-
-  touched(): void {
-    this.socket.touched();
-  }
-
-  onCallFault(fault: CallFault, path: string): void {
-    this.#server.countRefusal(fault, path, this.peer);
-  }
-
-  onHandlerError(error: unknown, path: string): void {
-    this.#server.options.onHandlerError?.(error, path);
-  }
-
-  /** Ends every call with UNAVAILABLE. */
-  endCalls(): void {
-    for (const { listener } of this.connection.streams()) {
-      if (listener instanceof GrpcCall) listener.refuse("shutting_down", "the server shuts down");
-    }
-    this.socket.touched();
-  }
-}
-
-class LeanServer implements H2GrpcServer {
+class LeanServer implements H2GrpcServer, GrpcConnectionHost {
   readonly options: H2GrpcOptions;
   readonly limits: H2GrpcLimits;
   readonly pool: BufferPool;
-  /** Calls with a deadline. */
-  readonly deadlines = new Set<GrpcCall>();
-  callsTotal = 0;
-  readonly #clients = new Set<Client>();
+  /** Calls with a deadline, some already over. */
+  readonly #deadlines = new Set<GrpcCall>();
+  readonly #clients = new Set<GrpcConnection>();
   readonly #listeners: Server[] = [];
   readonly #readBuffer = new Uint8Array(readBytes);
   readonly #refused: Partial<Record<CallRefusal, number>> = {};
   readonly #closed: Partial<Record<ConnectionClose, number>> = {};
+  #tickedAt = performance.now();
   #connectionsTotal = 0;
+  #callsTotal = 0;
   #ticker: NodeJS.Timeout | undefined;
   #onEmpty: (() => void) | undefined;
 
@@ -272,7 +127,7 @@ class LeanServer implements H2GrpcServer {
         })
       : undefined;
     const socket = taken ?? accepted;
-    const client = new Client(this, socket, peer);
+    const client = new GrpcConnection(this, socket, peer);
     this.#clients.add(client);
     this.#watch(socket, client);
     if (taken === undefined) {
@@ -284,7 +139,7 @@ class LeanServer implements H2GrpcServer {
     }
   }
 
-  #watch(socket: Socket, client: Client): void {
+  #watch(socket: Socket, client: GrpcConnection): void {
     socket.on("error", () => undefined);
     socket.on("close", () => {
       client.connection.socketEnded("socket_closed");
@@ -292,6 +147,11 @@ class LeanServer implements H2GrpcServer {
       this.#clients.delete(client);
       if (this.#clients.size === 0) this.#onEmpty?.();
     });
+  }
+
+  callBegan(call: GrpcCall): void {
+    this.#callsTotal++;
+    if (call.deadlineAt !== undefined) this.#deadlines.add(call);
   }
 
   countRefusal(reason: CallRefusal, path: string, peer: string): void {
@@ -306,12 +166,15 @@ class LeanServer implements H2GrpcServer {
 
   #tick(): void {
     const now = performance.now();
-    for (const call of this.deadlines) {
+    for (const call of this.#deadlines) {
       const isLate = call.deadlineAt !== undefined && call.deadlineAt <= now;
       if (isLate) call.refuse("deadline_exceeded", "the caller's deadline has passed");
-      if (call.isClosed) this.deadlines.delete(call);
+      if (call.isClosed) this.#deadlines.delete(call);
     }
-    for (const client of this.#clients) client.socket.tick(now, this.limits.sendStallMsMax);
+    const wasStalled = now - this.#tickedAt > stallMs;
+    this.#tickedAt = now;
+    const { sendStallMsMax } = this.limits;
+    for (const client of this.#clients) client.socket.tick(now, sendStallMsMax, wasStalled);
   }
 
   counts(): H2GrpcCounts {
@@ -321,7 +184,7 @@ class LeanServer implements H2GrpcServer {
       connections: this.#clients.size,
       streams,
       connectionsTotal: this.#connectionsTotal,
-      callsTotal: this.callsTotal,
+      callsTotal: this.#callsTotal,
       refused: { ...this.#refused },
       closed: { ...this.#closed },
       bufferedBytes: this.pool.outBytes,

@@ -73,14 +73,19 @@ export class H2Socket {
     queueMicrotask(this.#flushSoon);
   }
 
-  /** Checks deadlines, those of the connection included. */
-  tick(now: number, writeStallMsMax: number): void {
-    this.#connection.tick(now);
-    if (this.#writing !== undefined && now - this.#writingSince > writeStallMsMax) {
-      this.#connection.socketEnded("write_stalled");
-      this.#socket.destroy();
-    } else if (this.#closingSince !== undefined && now - this.#closingSince > lingerMs) {
-      this.#socket.destroy();
+  /**
+   * Checks deadlines, those of the connection included. `wasStalled`: this process has not run for a while, so that
+   * what the client did in time may still lie unread in its socket; its deadlines wait for the next tick.
+   */
+  tick(now: number, writeStallMsMax: number, wasStalled: boolean): void {
+    this.#connection.tick(now, wasStalled || this.#isPaused);
+    if (!wasStalled) {
+      if (this.#writing !== undefined && now - this.#writingSince > writeStallMsMax) {
+        this.#connection.socketEnded("write_stalled");
+        this.#socket.destroy();
+      } else if (this.#closingSince !== undefined && now - this.#closingSince > lingerMs) {
+        this.#socket.destroy();
+      }
     }
     this.#flush();
   }
