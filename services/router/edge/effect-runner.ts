@@ -36,6 +36,7 @@ export class EffectRunner {
   /** Carries out everything pending. */
   run(): void {
     const effects = this.#d.core.takeEffects();
+    if (effects.length === 0) return;
     let membersChanged = false;
     for (const effect of effects) {
       if (effect.kind === "member_changed" || effect.kind === "member_left") membersChanged = true;
@@ -90,6 +91,7 @@ export class EffectRunner {
     const { peers, metrics, log } = this.#d;
     switch (effect.kind) {
       case "reserved": {
+        if (peers.isAlone) break;
         const { decision, uncachedTokens } = effect;
         peers.broadcast({
           $case: "reserved",
@@ -109,6 +111,7 @@ export class EffectRunner {
       case "closed": {
         const { closed, observed } = effect;
         metrics.reservationsClosed.inc({ reason: closed.reason });
+        if (peers.isAlone) break;
         peers.broadcast({
           $case: "closed",
           value: {

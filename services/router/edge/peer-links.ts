@@ -250,6 +250,11 @@ export class PeerLinks {
     this.#links = dependencies.addresses.map((address) => new PeerLink(address, dependencies));
   }
 
+  /** Whether there is no other router to tell anything. */
+  get isAlone(): boolean {
+    return this.#links.length === 0;
+  }
+
   /** Starts dialling. */
   start(): void {
     for (const link of this.#links) link.start();

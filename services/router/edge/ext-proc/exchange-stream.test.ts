@@ -1,3 +1,4 @@
+import fc from "fast-check";
 import { pino } from "pino";
 import { beforeEach, describe, expect, test } from "vitest";
 import { monoMs } from "../../../shared/core/ids.ts";
@@ -223,6 +224,79 @@ describe("memory for bodies", () => {
     stream.broken("again");
     expect([writer.lines, memory.bytes]).toEqual([["fail no ProcessingRequest"], 0]);
     expect(await ends()).toEqual({ protocol_error: 1 });
+  });
+});
+
+describe("any order of events", () => {
+  /** Lets requests wait or answers them at once, and knows who still waits. */
+  class MixedDecider implements RequestDecider {
+    atOnce = false;
+    waiting = 0;
+    pending: (() => void) | undefined;
+
+    decide(_request: ExchangeRequest, _context: RequestContext, answer: (answer: Answer) => void) {
+      if (this.atOnce) {
+        answer(route);
+        return undefined;
+      }
+      this.waiting++;
+      const leave = (): void => {
+        this.waiting--;
+        this.pending = undefined;
+      };
+      this.pending = () => {
+        leave();
+        answer(route);
+      };
+      return { waitMsMax: 10, cancel: leave };
+    }
+  }
+
+  const event = fc.oneof(
+    fc.constantFrom<BodyMode>("none", "buffered", "full_duplex", "unsupported").map(headers),
+    fc.tuple(fc.nat(60), fc.boolean()).map(([length, end]) => body("x".repeat(length), end)),
+    fc.constant<ExchangeEvent>({ kind: "request_trailers" }),
+    fc.constant<ExchangeEvent>({ kind: "other", name: "responseHeaders" }),
+  );
+  const step = fc.oneof(
+    { weight: 5, arbitrary: event },
+    { weight: 2, arbitrary: fc.constant("answer" as const) },
+    { weight: 1, arbitrary: fc.constantFrom("closed" as const, "broken" as const) },
+  );
+
+  test("ends a stream once, holds no memory for it and leaves nobody waiting", async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(step, { maxLength: 8 }),
+        fc.boolean(),
+        fc.boolean(),
+        async (steps, atOnce, isSending) => {
+          const mixed = new MixedDecider();
+          mixed.atOnce = atOnce;
+          writer = new Lines();
+          writer.isSending = isSending;
+          memory = { bytes: 0 };
+          metrics = createMetrics(routerMetrics).metrics;
+          const stream = open({ decider: mixed });
+          for (const one of steps) {
+            if (one === "answer") mixed.pending?.();
+            else if (one === "closed") stream.closed();
+            else if (one === "broken") stream.broken("no message");
+            else stream.receive(one);
+            expect(memory.bytes).toBeGreaterThanOrEqual(0);
+            expect(memory.bytes).toBeLessThanOrEqual(150);
+          }
+          const ended = writer.lines.findIndex((line) => line === "end" || line.startsWith("fail"));
+          expect(ended === -1).toBe(!stream.ended);
+          if (stream.ended) expect(ended).toBe(writer.lines.length - 1);
+          stream.closed();
+          stream.sent();
+          expect([memory.bytes, mixed.waiting]).toEqual([0, 0]);
+          expect(Object.values(await ends())).toEqual([1]);
+        },
+      ),
+      { numRuns: 300 },
+    );
   });
 });
 
