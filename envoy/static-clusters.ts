@@ -68,12 +68,19 @@ function raisedLimits(options: EnvoyOptions): Config {
   };
 }
 
+/**
+ * Hosts that are known to be down are used only when none is left. By default Envoy goes back to all of them, the dead
+ * ones too, as soon as fewer than half are healthy: with two of three routers gone every other request would fail.
+ */
+const onlyHealthyHosts: Config = { common_lb_config: { healthy_panic_threshold: { value: 1 } } };
+
 /** The routers' hot ports: which process decides is chosen per request, and a failing one is left out at once. */
 function routers(options: EnvoyOptions): Config {
   return {
     name: routerCluster,
     connect_timeout: "0.25s",
     lb_policy: options.routerChoice === "least_request" ? "LEAST_REQUEST" : "ROUND_ROBIN",
+    ...onlyHealthyHosts,
     circuit_breakers: raisedLimits(options),
     health_checks: grpcHealthChecks,
     outlier_detection: {
@@ -102,6 +109,7 @@ function control(options: EnvoyOptions): Config {
     name: controlCluster,
     connect_timeout: "0.25s",
     lb_policy: "ROUND_ROBIN",
+    ...onlyHealthyHosts,
     health_checks: grpcHealthChecks,
     close_connections_on_host_health_failure: true,
     outlier_detection: {
