@@ -90,7 +90,10 @@ const headerNames = [
   "x-request-id",
   "X-Request-Id",
   "accept",
-  "x-\u212Avmesh",
+  "x-kvmesh-tenant",
+  "session_id",
+  // The Kelvin sign, whose lower case is an ordinary k.
+  "x-\u212Avmesh-tenant",
 ];
 
 /** A message as an Envoy of some configuration may send it, and some that none sends. */

@@ -128,7 +128,10 @@ describe("what the generated decoder judges", () => {
     ["a part where a number belongs", [0x22, 0x02, 0x12, 0x00]],
     ["a varint without end", [0x22, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]],
     ["a name that is not in lower case", headers(header("X-Request-Id", "7"))],
-    ["a name beyond ASCII", headers(header("x-re\u212auest-id", "7"))],
+    [
+      "a name that becomes a listed one in lower case",
+      headers(header("x-\u212avmesh-tenant", "7")),
+    ],
     ["text that is not ASCII", headers(header("x-request-id", "", "größe"))],
     ["half a header", headers(header("x-request-id", "7")).subarray(0, -1)],
   ])("%s", (_name, bytes) => {
