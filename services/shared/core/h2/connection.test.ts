@@ -187,6 +187,16 @@ describe("deadlines", () => {
     expect(bare.connection.end).toBe("preface_timeout");
   });
 
+  test("a client that does not acknowledge SETTINGS is closed", () => {
+    const bare = new BareConnection();
+    bare.receive(preface, settings(), headers(1, request));
+    bare.pass(defaultH2Limits.settingsMsMax);
+    expect(bare.connection.end).toBeUndefined();
+    bare.pass(100);
+    expect(bare.connection.end).toBe("settings_timeout");
+    expect(goaway(bare.frames())?.code).toBe(h2Error.settingsTimeout);
+  });
+
   test("a header block that trickles in is closed", () => {
     const bare = BareConnection.open();
     const bytes = frame(types.headers, flags.endHeaders, 1, request);
@@ -397,6 +407,19 @@ describe("answers within the client's windows", () => {
       bare.connection.pump(bare.now);
     }
     expect(bytes).toBe(200_000);
+  });
+});
+
+describe("the limit of streams", () => {
+  test("holds from the acknowledgement on, so that a first burst is not refused", () => {
+    const bare = new BareConnection({ concurrentStreamsMax: 2 });
+    bare.receive(preface, settings(), ...[1, 3, 5, 7].map((id) => headers(id, request)));
+    expect(bare.connection.streamCount).toBe(4);
+    bare.receive(frame(types.settings, flags.ack, 0), headers(9, request));
+    expect(bare.faults).toEqual(["concurrent_streams"]);
+    for (const id of [1, 3, 5]) bare.connection.sendTrailers(bare.stream(id), trailers);
+    bare.receive(headers(11, request));
+    expect(bare.connection.streamCount).toBe(2);
   });
 });
 

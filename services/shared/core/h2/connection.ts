@@ -36,6 +36,8 @@ export interface ConnectionListener {
 
 const keepalivePing = Uint8Array.of(0x6b, 0x65, 0x65, 0x70, 0, 0, 0, 0);
 const drainPing = Uint8Array.of(0x64, 0x72, 0x61, 0x69, 0x6e, 0, 0, 0);
+/** Streams taken before the client has acknowledged the limit. */
+const unannouncedStreamsMax = 1_024;
 /** How long a drain waits for its PING's answer before it names the last stream, ms. */
 const drainPingMsMax = 1_000;
 
@@ -140,15 +142,22 @@ export class H2Connection implements FrameSink {
     this.#now = now;
     if (this.#end !== undefined) return;
     if (isPaused) this.#deadlines.hold(now);
-    const action = this.#deadlines.check(now, this.#hasSettings, this.#streams.size > 0);
-    if (action === "ping") this.output.ping(false, keepalivePing, 0);
-    else this.#apply(action);
+    else {
+      const action = this.#deadlines.check(now, this.#agreed(), this.#streams.size > 0);
+      if (action === "ping") this.output.ping(false, keepalivePing, 0);
+      else this.#apply(action);
+    }
     if (this.#drain === "announced" && now - this.#drainedAt > drainPingMsMax) this.#nameLast();
     for (const stream of this.#sender.waiting) {
       if (now - stream.movedAt > this.#limits.sendStallMsMax) {
         this.reset(stream, h2Error.cancel, "send_stalled");
       }
     }
+  }
+
+  #agreed(): "nothing" | "theirs" | "both" {
+    if (!this.#hasSettings) return "nothing";
+    return this.#isAcknowledged ? "both" : "theirs";
   }
 
   /** Writes queued messages for which there is room again. */
@@ -438,7 +447,7 @@ export class H2Connection implements FrameSink {
       this.#closed.add(streamId, "early");
       return undefined;
     }
-    if (this.#streams.size >= this.#limits.concurrentStreamsMax) {
+    if (this.#streams.size >= this.#concurrentStreamsMax()) {
       return streamFault(streamId, h2Error.refusedStream, "concurrent_streams");
     }
     const isEnd = (flags & frameFlag.endStream) !== 0;
@@ -456,6 +465,14 @@ export class H2Connection implements FrameSink {
     this.#listener.onStream(stream);
     if (isEnd && !stream.isClosed) stream.listener?.onEnd();
     return undefined;
+  }
+
+  /** A client cannot keep to a limit that it does not know yet; Envoy's first burst would be refused. */
+  #concurrentStreamsMax(): number {
+    const { concurrentStreamsMax } = this.#limits;
+    return this.#isAcknowledged
+      ? concurrentStreamsMax
+      : Math.max(concurrentStreamsMax, unannouncedStreamsMax);
   }
 
   /** HEADERS on a stream that was opened before: trailers, or a mistake. */

@@ -37,12 +37,19 @@ export class ConnectionDeadlines {
     if (this.#cutOffSince !== undefined) this.#cutOffSince = now;
   }
 
-  /** Checks all of them; after "ping" a PING has to be sent. */
-  check(now: number, hasSettings: boolean, hasStreams: boolean): DeadlineAction {
+  /** Checks all of them; after "ping" a PING has to be sent. `agreed`: whose settings the other side has taken. */
+  check(now: number, agreed: "nothing" | "theirs" | "both", hasStreams: boolean): DeadlineAction {
     const limits = this.#limits;
     if (hasStreams) this.#busyAt = now;
-    if (!hasSettings && now - this.#startedAt > limits.prefaceMsMax) {
+    if (agreed === "nothing" && now - this.#startedAt > limits.prefaceMsMax) {
       return connectionFault(h2Error.protocol, "preface_timeout", "no preface in time");
+    }
+    if (agreed === "theirs" && now - this.#startedAt > limits.settingsMsMax) {
+      return connectionFault(
+        h2Error.settingsTimeout,
+        "settings_timeout",
+        "SETTINGS not acknowledged",
+      );
     }
     if (this.#cutOffSince !== undefined && now - this.#cutOffSince > limits.headerBlockMsMax) {
       return connectionFault(h2Error.enhanceYourCalm, "header_block_timeout", "frame cut off");

@@ -23,6 +23,7 @@ export type ConnectionEnd =
   | "continuation_flood"
   | "preface_invalid"
   | "preface_timeout"
+  | "settings_timeout"
   | "header_block_timeout"
   | "keepalive_timeout"
   | "idle"

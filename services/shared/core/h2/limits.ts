@@ -21,6 +21,8 @@ export interface H2Limits {
   readonly outputBytesHigh: number;
   /** From the first byte of a connection to its whole preface with SETTINGS. */
   readonly prefaceMsMax: number;
+  /** From the start of a connection to the acknowledgement of our SETTINGS; until then 1,024 streams are taken. */
+  readonly settingsMsMax: number;
   /** From the first byte of a frame or header block (DATA excepted) to its last. */
   readonly headerBlockMsMax: number;
   /** A client silent for this long is asked for a sign of life. */
@@ -68,6 +70,7 @@ export const defaultH2Limits: H2Limits = {
   streamQueueBytesMax: 8 << 20,
   outputBytesHigh: 1 << 20,
   prefaceMsMax: 5_000,
+  settingsMsMax: 10_000,
   headerBlockMsMax: 5_000,
   keepaliveMs: 30_000,
   keepaliveTimeoutMs: 10_000,
