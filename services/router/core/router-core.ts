@@ -14,7 +14,6 @@ import type {
   Decision,
   DecisionAdmission,
   FilteredWorker,
-  FilterReason,
   Observation,
 } from "./decisions/decision.ts";
 import { KvIndex } from "./kv-index/kv-index.ts";
@@ -32,6 +31,8 @@ import type { Member, MemberFacts, MemberNotice } from "./membership/member.ts";
 import { Members } from "./membership/members.ts";
 import type { CandidateInput, PlacementRequest, ScoredCandidate } from "./placement/candidate.ts";
 import { rank } from "./placement/place.ts";
+import { PlacementTable, type Eligible, type KnownSpeed } from "./placement/placement-table.ts";
+import { reusableTokens, RowRanker, shortRanking } from "./placement/row-ranking.ts";
 import { seedOf } from "./placement/baselines/draw.ts";
 import { createPolicy } from "./placement/policies.ts";
 import type { PlacementPolicy, PolicyName, PolicyRequest } from "./placement/policy.ts";
@@ -163,6 +164,8 @@ export class RouterCore {
   #isPumping = false;
   #wallOffsetMs = 0;
   readonly #depths: Uint32Array;
+  readonly #table: PlacementTable;
+  readonly #ranker: RowRanker;
   #effects: RouterEffect[] = [];
   #decisionCount = 0;
 
@@ -178,6 +181,9 @@ export class RouterCore {
       setsMax: 1 << 18,
     });
     this.#depths = new Uint32Array(membersMax);
+    this.#table = new PlacementTable({ book: this.book });
+    const { index } = this;
+    this.#ranker = new RowRanker({ table: this.#table, index, blockSizeTokens });
   }
 
   /** Effects since the last call, in order. */
@@ -227,8 +233,10 @@ export class RouterCore {
     for (const closed of this.book.report(key, report)) this.#closed(closed, undefined);
     const member = this.members.get(key);
     const gate = member === undefined ? undefined : this.#gates.get(member.pool);
-    if (member !== undefined) gate?.reported(key, report, this.#steps(member));
-    if (delta !== undefined) this.#models.get(key)?.observeInterval(delta);
+    if (member !== undefined) gate?.reported(key, report, this.#speedOf(key).steps);
+    if (delta === undefined) return;
+    this.#models.get(key)?.observeInterval(delta);
+    this.#speedChanged(key);
   }
 
   /** The engine became able or unable to take requests. */
@@ -459,18 +467,12 @@ export class RouterCore {
       {
         place: (request, now, waiter) => this.#tryPlace({ gate: created, request, waiter }, now),
         estimate: (request, now) => this.#estimate(request.input, now),
-        workerCount: () => this.#readyCount(pool),
+        workerCount: () => this.#table.readyCount(pool),
       },
     );
     created.shares.setWallOffset(this.#wallOffsetMs);
     this.#gates.set(pool, created);
     return created;
-  }
-
-  #readyCount(pool: string): number {
-    let count = 0;
-    for (const member of this.members.all()) if (member.pool === pool && member.ready) count++;
-    return count;
   }
 
   #tryPlace(pass: GatePass, now: MonoMs): Attempt {
@@ -488,7 +490,7 @@ export class RouterCore {
 
   #estimate(asked: PlaceInput, now: MonoMs): AskEstimate {
     const input = this.#withinContext(asked);
-    const ranked = this.#rank(input, this.#eligible(input).eligible, now);
+    const ranked = this.#rank(input, this.#eligible(input), now);
     const [cheapest] = ranked.ranking.candidates;
     if (cheapest === undefined) return { costMs: 1, firstTokenMs: 0 };
     return estimateOf(cheapest, { ...ranked.request, itlMs: 0 });
@@ -520,18 +522,10 @@ export class RouterCore {
     request.decided(decision);
   }
 
-  #rank(
-    input: PlaceInput,
-    eligible: readonly Member[],
-    now: MonoMs,
-    session = input.session ?? "",
-  ) {
+  #rank(input: PlaceInput, eligible: Eligible, now: MonoMs, session = input.session ?? "") {
     const expectedOutputTokens = this.#expectedOutput(eligible, input.tokensMax);
     const blockCount = input.hashes.length / 2;
     if (blockCount > 0) this.index.matchPrefix(input.hashes, blockCount, this.#depths);
-    const candidates = eligible.map((member) =>
-      this.#candidate(member, input, blockCount > 0, now),
-    );
     const turn = this.#turns.get(input.pool) ?? 0;
     const request: PolicyRequest = {
       promptTokens: input.promptTokens,
@@ -543,7 +537,15 @@ export class RouterCore {
       now,
     };
     const policy = this.#policyFor(input.pool);
-    return { ranking: rank(candidates, request, policy), request, policy };
+    const question = {
+      eligible,
+      request,
+      depths: blockCount > 0 ? this.#depths : undefined,
+      now,
+    };
+    const ranked = rank(this.#ranker.inputs(question), request, policy);
+    const ranking = shortRanking(ranked, 1 + this.#options.fallbacksMax);
+    return { ranking, request, policy };
   }
 
   #place(
@@ -552,9 +554,9 @@ export class RouterCore {
     pass: GatePass | undefined,
   ): Decision | Extract<Attempt, { kind: "no_room" }> {
     const input = this.#withinContext(asked);
-    const { eligible, filtered } = this.#eligible(input);
+    const eligible = this.#eligible(input);
     const policyName = this.policyOf(input.pool);
-    if (eligible.length === 0) return this.#noWorker(input, filtered, policyName);
+    if (eligible.count === 0) return this.#noWorker(input, eligible, policyName);
 
     const { ranking, request, policy } = this.#rank(
       input,
@@ -567,16 +569,24 @@ export class RouterCore {
       const { hints } = pass.request;
       const ask = { ...request, itlMs: hints.itlMs ?? this.#classOf(pass).itlMs };
       const { className } = this.#accountOf(pass);
-      const choice = pass.gate.choose(ordered, ask, { className, tenant: hints.tenant }, now);
+      const account = { className, tenant: hints.tenant };
+      let choice = pass.gate.choose(ordered, ask, account, now);
+      if (ranking.leftOut > 0 && !(choice.kind === "take" && choice.index === 0)) {
+        // The best has no room for it, so every worker counts.
+        ordered = ranking.all();
+        choice = pass.gate.choose(ordered, ask, account, now);
+      }
       if (choice.kind === "no_room") return choice;
       if (choice.index > 0) ordered = withFirst(ordered, choice.index);
+      ordered = ordered.slice(0, ranking.candidates.length);
     }
     const [chosen] = ordered;
-    if (chosen === undefined) return this.#noWorker(input, filtered, policyName);
+    if (chosen === undefined) return this.#noWorker(input, eligible, policyName);
     if (!input.dryRun) this.#turns.set(input.pool, request.turn + 1);
 
     const decision: Decision = {
-      ...this.#base(input, policyName, filtered),
+      ...this.#base(input, policyName, eligible.filtered),
+      leftOut: ranking.leftOut + eligible.filteredLeftOut,
       outcome: { kind: "placed" },
       expectedOutputTokens: request.expectedOutputTokens,
       workerId: chosen.workerId,
@@ -778,6 +788,7 @@ export class RouterCore {
       cachedTokens,
       ms: ttftMs,
     });
+    this.#speedChanged(decision.workerId as WorkerId);
   }
 
   #cachedTokens(
@@ -831,6 +842,7 @@ export class RouterCore {
     );
     if (!opened) return false;
     this.#usedAt.set(chosen.workerId, now);
+    this.#startModel(chosen.workerId);
     if (input.hashes.length > 0) {
       this.#observers.get(chosen.workerId)?.watch(decision.id, input.hashes, now);
     }
@@ -846,64 +858,19 @@ export class RouterCore {
    */
   #withinContext(input: PlaceInput): PlaceInput {
     if (input.loadOnlyReason === "") return input;
-    const contextMax = this.#contextMax(input.pool);
+    const contextMax = this.#table.contextMax(input.pool);
     if (contextMax === 0 || input.promptTokens < contextMax) return input;
     return { ...input, promptTokens: contextMax - 1 };
   }
 
-  #eligible(input: PlaceInput): { eligible: Member[]; filtered: FilteredWorker[] } {
-    const eligible: Member[] = [];
-    const away: Member[] = [];
-    const filtered: FilteredWorker[] = [];
-    const leave = (member: Member, reason: FilterReason): void => {
-      filtered.push({ workerId: member.key, endpoint: member.endpoint, reason });
-    };
-    for (const member of this.members.ofPool(input.pool)) {
-      const { facts } = member;
-      if (!member.ready) leave(member, "not_ready");
-      else if (facts !== undefined && facts.role !== "both") leave(member, "wrong_role");
-      else if (input.subset !== undefined && !inSubset(input.subset, member.endpoint)) {
-        leave(member, "outside_subset");
-      } else if (
-        facts !== undefined &&
-        input.loadOnlyReason === "" &&
-        input.promptTokens >= facts.contextTokensMax &&
-        facts.contextTokensMax > 0
-      ) {
-        leave(member, "context_too_long");
-      } else if (member.unheldSince !== undefined) away.push(member);
-      else eligible.push(member);
-    }
-    // An engine whose worker is silent probably still serves: better than refusing when there is no other.
-    if (eligible.length === 0) return { eligible: away, filtered };
-    for (const member of away) leave(member, "away");
-    return { eligible, filtered };
-  }
-
-  #candidate(member: Member, input: PlaceInput, matched: boolean, now: MonoMs): CandidateInput {
-    const { facts, slot } = member;
-    const block = this.#options.blockSizeTokens;
-    const matchedBlocks = matched && slot !== undefined ? (this.#depths[slot] as number) : 0;
-    const load = this.book.load(member.key, now);
-    const report = this.book.lastReport(member.key);
-    const reported = report === undefined ? 0 : report.running + report.waiting;
-    return {
-      workerId: member.key,
-      endpoint: member.endpoint,
-      matchedBlocks,
-      matchedTokens: Math.min(matchedBlocks * block, reusableTokens(input.promptTokens, block)),
-      load,
-      foreignRequests: Math.max(0, reported - load.openRequests - 2),
-      steps: this.#steps(member),
-      heldTokens: slot === undefined ? 0 : this.index.blocksOf(slot) * block,
-      capacityTokens: facts?.capacityTokens ?? 0,
-      stepTokensMax: facts?.stepTokensMax ?? 0,
-      suspect: member.suspect,
-      reportedRunning: report?.running ?? 0,
-      reportedWaiting: report?.waiting ?? 0,
-      reportedKvUsageRatio: report?.kvUsageRatio ?? 0,
-      reportedAgeMs: report === undefined ? -1 : now - report.at,
-    };
+  #eligible(input: PlaceInput): Eligible {
+    const { pool, promptTokens, subset, loadOnlyReason } = input;
+    return this.#table.eligible({
+      pool,
+      promptTokens,
+      isCounted: loadOnlyReason === "",
+      subset,
+    });
   }
 
   /**
@@ -933,38 +900,44 @@ export class RouterCore {
     if (member === undefined || model === undefined) return;
     const known = model.steps;
     const isSlower = this.#stepsLike(member).some((steps) => fasterOf(known, steps) === steps);
-    if (isSlower) model.restart(this.#guessSteps(member, known));
+    if (!isSlower) return;
+    model.restart(this.#guessSteps(member, known));
+    this.#speedChanged(key);
   }
 
-  #steps(member: Member): StepModel {
-    let model = this.#models.get(member.key);
-    if (model === undefined) {
-      model = new WorkerModel(undefined);
-      this.#models.set(member.key, model);
-    }
-    return model.steps;
+  #speedOf(key: WorkerId): KnownSpeed {
+    const model = this.#models.get(key);
+    return {
+      steps: model?.steps ?? defaultStepModel,
+      outputTokensMean: model?.outputTokensMean,
+    };
   }
 
-  #expectedOutput(eligible: readonly Member[], tokensMax: number | undefined): number {
-    let sum = 0;
-    let count = 0;
-    for (const member of eligible) {
-      const mean = this.#models.get(member.key)?.outputTokensMean;
-      if (mean === undefined) continue;
-      sum += mean;
-      count++;
-    }
-    const expected = count === 0 ? this.#options.outputTokensDefault : Math.round(sum / count);
+  #speedChanged(key: WorkerId): void {
+    this.#table.speedChanged(key, this.#speedOf(key));
+  }
+
+  /** A worker of which only peers have told may get requests too, and its times show how fast it is. */
+  #startModel(key: WorkerId): void {
+    if (!this.#models.has(key)) this.#models.set(key, new WorkerModel(undefined));
+  }
+
+  #expectedOutput({ outputTokensMean }: Eligible, tokensMax: number | undefined): number {
+    const expected = Number.isNaN(outputTokensMean)
+      ? this.#options.outputTokensDefault
+      : Math.round(outputTokensMean);
     return Math.max(1, Math.min(expected, tokensMax ?? expected));
   }
 
-  #noWorker(input: PlaceInput, filtered: FilteredWorker[], policy: PolicyName): Decision {
+  #noWorker(input: PlaceInput, eligible: Eligible, policy: PolicyName): Decision {
+    const { filtered, filteredCounts, filteredLeftOut } = eligible;
     // A worker that is not ready now would take this prompt no more than the others.
-    const contextMax = this.#contextMax(input.pool);
+    const contextMax = this.#table.contextMax(input.pool);
     const tooLong =
       input.loadOnlyReason === "" && contextMax > 0 && input.promptTokens >= contextMax;
     const decision: Decision = {
       ...this.#base(input, policy, filtered),
+      leftOut: filteredLeftOut,
       outcome: tooLong
         ? {
             kind: "refused",
@@ -976,7 +949,7 @@ export class RouterCore {
         : {
             kind: "no_worker",
             code: "no_ready_worker",
-            message: `no worker of pool ${input.pool} can take the request: ${describeFiltered(filtered)}`,
+            message: `no worker of pool ${input.pool} can take the request: ${describeFiltered(filteredCounts)}`,
           },
       expectedOutputTokens: 0,
       workerId: undefined,
@@ -988,13 +961,6 @@ export class RouterCore {
     };
     this.decisions.add(decision);
     return decision;
-  }
-
-  #contextMax(pool: string): number {
-    let max = 0;
-    for (const { facts } of this.members.ofPool(pool))
-      max = Math.max(max, facts?.contextTokensMax ?? 0);
-    return max;
   }
 
   #base(input: PlaceInput, policy: PolicyName, filtered: readonly FilteredWorker[]) {
@@ -1067,6 +1033,7 @@ export class RouterCore {
   }
 
   #memberChanged(member: Member, tellPeers: boolean): void {
+    this.#table.memberChanged(member, this.#speedOf(member.key));
     this.#gates.get(member.pool)?.admission.freed();
     this.#effects.push({ kind: "member_changed", member, tellPeers });
   }
@@ -1084,6 +1051,7 @@ export class RouterCore {
     if (member === undefined) return;
     if (member.slot !== undefined) this.index.clear(member.slot);
     this.book.forget(key);
+    this.#table.memberLeft(key);
     this.#gates.get(member.pool)?.rooms.forget(key);
     this.members.remove(key);
     this.#feeds.delete(key);
@@ -1116,11 +1084,6 @@ export class RouterCore {
   }
 }
 
-/** Tokens of a prompt that can come from a cache: whole blocks, and never the last token. */
-function reusableTokens(promptTokens: number, blockSizeTokens: number): number {
-  return Math.floor(Math.max(0, promptTokens - 1) / blockSizeTokens) * blockSizeTokens;
-}
-
 /** The list with the entry at `index` in front. */
 function withFirst<T>(list: readonly T[], index: number): T[] {
   const first = list[index];
@@ -1137,20 +1100,13 @@ function endpointsOf(candidates: readonly CandidateInput[], max: number): string
   return endpoints;
 }
 
-/** A subset entry may be an ip:port or an ip alone. */
-function inSubset(subset: ReadonlySet<string>, endpoint: string): boolean {
-  return subset.has(endpoint) || subset.has(endpoint.slice(0, endpoint.lastIndexOf(":")));
-}
-
 function isSameModel(a: StepModel | undefined, b: StepModel | undefined): boolean {
   if (a === undefined || b === undefined) return a === b;
   return (Object.keys(a) as (keyof StepModel)[]).every((name) => a[name] === b[name]);
 }
 
-function describeFiltered(filtered: readonly FilteredWorker[]): string {
-  if (filtered.length === 0) return "it has no member";
-  const counts = new Map<string, number>();
-  for (const { reason } of filtered) counts.set(reason, (counts.get(reason) ?? 0) + 1);
+function describeFiltered(counts: ReadonlyMap<string, number>): string {
+  if (counts.size === 0) return "it has no member";
   return [...counts].map(([reason, count]) => `${count} ${reason}`).join(", ");
 }
 

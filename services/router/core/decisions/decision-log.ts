@@ -88,5 +88,5 @@ function shorten(decision: Decision): void {
   const before = listed(decision);
   decision.candidates = decision.candidates.slice(0, listKept);
   decision.filtered = decision.filtered.slice(0, listKept);
-  decision.leftOut = before - listed(decision);
+  decision.leftOut += before - listed(decision);
 }

@@ -82,10 +82,13 @@ export interface Decision {
   readonly workerId: WorkerId | undefined;
   /** First choice, then fallbacks. */
   readonly endpoints: readonly string[];
-  /** Eligible workers, cheapest first. The log shortens both lists of older decisions, see `leftOut`. */
+  /**
+   * Eligible workers, cheapest first, and below those that were not, by id. Of large pools the first of each list only;
+   * the log shortens both lists of older decisions further. See `leftOut`.
+   */
   candidates: readonly ScoredCandidate[];
   filtered: readonly FilteredWorker[];
-  /** Entries of both lists that the log no longer keeps. */
+  /** Workers that belong in either list and are not kept. */
   leftOut: number;
   readonly marginMs: number;
   readonly tieBreak: string;

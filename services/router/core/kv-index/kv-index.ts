@@ -107,6 +107,11 @@ export class KvIndex implements BlockIndex {
     return this.#lostPairs[slot] as number;
   }
 
+  /** Number of blocks that each worker holds, by slot; to be read only. */
+  get blockCounts(): Uint32Array {
+    return this.#blocks;
+  }
+
   blocksOf(slot: number): number {
     this.#checkSlot(slot);
     return this.#blocks[slot] as number;

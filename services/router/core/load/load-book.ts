@@ -1,6 +1,7 @@
 import type { MonoMs, WorkerId } from "../../../shared/core/ids.ts";
 import { WorkerBook, type WorkerLoad } from "./worker-book.ts";
 import type { CloseReason, LoadReport, Reservation } from "./reservation.ts";
+import type { WorkerColumns } from "./worker-columns.ts";
 
 /** A reservation that ended, with the reason. */
 export interface Closed {
@@ -66,8 +67,22 @@ export class LoadBook {
   workerGone(worker: WorkerId, now: MonoMs): Closed[] {
     const ids = [...(this.#workers.get(worker)?.reservations() ?? [])].map((r) => r.decisionId);
     const closed = ids.flatMap((id) => this.close(id, "worker_gone", now) ?? []);
-    this.#workers.delete(worker);
+    const book = this.#workers.get(worker);
+    book?.reset();
+    if (book?.isAttached !== true) this.#workers.delete(worker);
     return closed;
+  }
+
+  /** Keeps a worker's load in a row of columns until `detach`; returns its book, which renews the row. */
+  attach(worker: WorkerId, columns: WorkerColumns, row: number): WorkerBook {
+    const book = this.#book(worker);
+    book.attach(columns, row);
+    return book;
+  }
+
+  /** Ends `attach`. */
+  detach(worker: WorkerId): void {
+    this.#workers.get(worker)?.detach();
   }
 
   /**
@@ -85,7 +100,8 @@ export class LoadBook {
       for (const id of book.expired(now)) closed.push(...this.#closeList(id, "expired", now));
     }
     for (const [worker, book] of this.#workers) {
-      if (book.heldCount === 0 && book.report === undefined) this.#workers.delete(worker);
+      const isEmpty = book.heldCount === 0 && book.report === undefined;
+      if (isEmpty && !book.isAttached) this.#workers.delete(worker);
     }
     return closed;
   }

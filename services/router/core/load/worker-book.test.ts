@@ -3,6 +3,7 @@ import { describe, expect, test } from "vitest";
 import { at, reservation } from "../../../../test/support/router-builders.ts";
 import type { MonoMs } from "../../../shared/core/ids.ts";
 import { WorkerBook } from "./worker-book.ts";
+import { column, rowLength, WorkerColumns } from "./worker-columns.ts";
 
 const report = (when: number, running: number, waiting = 0) => ({
   running,
@@ -249,6 +250,63 @@ describe("WorkerBook", () => {
       const book = bookOf([0, 30_000]);
       book.reconcile(report(30_020, 1));
       expect(book.expired(at(30_440))).toEqual(["d0"]);
+    });
+  });
+
+  describe("in a row of columns", () => {
+    const attached = () => {
+      const columns = new WorkerColumns();
+      columns.take();
+      const row = columns.take();
+      const book = bookOf([0, 0]);
+      book.attach(columns, row);
+      const read = (name: keyof typeof column) => columns.values[row * rowLength + column[name]];
+      return { book, columns, row, read };
+    };
+
+    test("writes its lines when they are asked for, and says until when they hold", () => {
+      const { book, read } = attached();
+      expect(read("linesUntil")).toBe(-Infinity);
+      book.renew(at(2));
+      expect([read("linesFrom"), read("linesUntil"), read("openRequests")]).toEqual([2, 10, 2]);
+      book.renew(at(15));
+      // The first answer grows by one of its 100 tokens a ms until 110; the second prompt is computed at 20.
+      expect([read("linesUntil"), read("decoding"), read("answerRate")]).toEqual([20, 1, 1]);
+      expect([read("contextTokens"), read("tokensLeft")]).toEqual([1_005, 95]);
+    });
+
+    test("marks them as no longer right at each change", () => {
+      const { book, read } = attached();
+      const changes: (() => unknown)[] = [
+        () => {
+          book.open(reservation("d9", at(3)), 100);
+        },
+        () => book.close("d0", at(3)),
+        () => book.reconcile(report(4, 2)),
+        () => {
+          book.forgetReports();
+        },
+        () => {
+          book.reset();
+        },
+      ];
+      for (const change of changes) {
+        book.renew(at(3));
+        expect(read("linesUntil")).not.toBe(-Infinity);
+        change();
+        expect(read("linesUntil")).toBe(-Infinity);
+      }
+      expect(book.load(at(5))).toMatchObject({ openRequests: 0, prefillBacklogMs: 0 });
+    });
+
+    test("leaves the row alone once detached", () => {
+      const { book, columns, read } = attached();
+      book.renew(at(2));
+      book.detach();
+      columns.values.fill(7);
+      book.close("d0", at(3));
+      book.load(at(50));
+      expect([read("linesUntil"), read("openRequests")]).toEqual([7, 7]);
     });
   });
 });

@@ -2,6 +2,7 @@ import { monoMs, type MonoMs } from "../../../shared/core/ids.ts";
 import { Progress } from "./progress.ts";
 import type { LoadReport, Reservation } from "./reservation.ts";
 import { dispatchLagMsMax, UnheardEnds } from "./unheard-ends.ts";
+import { column, rowLength, type WorkerColumns } from "./worker-columns.ts";
 
 /** What a worker is believed to be doing at one moment. */
 export interface WorkerLoad {
@@ -21,9 +22,21 @@ export interface WorkerLoad {
   readonly overdueMs: number;
 }
 
+/** Requests that an engine may report beyond the book without counting as other traffic: they are on their way. */
+const foreignSlack = 2;
+
+/** Whole tokens on a line, `elapsedMs` after it was drawn. */
+export function tokensOnLine(base: number, rate: number, elapsedMs: number): number {
+  return Math.max(0, Math.round(base + rate * elapsedMs));
+}
+
 /**
  * One worker's reservations in the order in which they were opened, which is the order in which an engine
  * with first-come scheduling computes their prompts.
+ *
+ * Between two predicted events (a prefill begins or ends, an answer ends) every load is a straight line over time. The
+ * lines are drawn when they are asked for, in O(reservations held), and serve until the next such event or until
+ * the book changes. A book that is attached to a row of `WorkerColumns` keeps a copy of them there.
  */
 export class WorkerBook {
   readonly #open = new Map<string, Reservation>();
@@ -31,6 +44,17 @@ export class WorkerBook {
   #report: LoadReport | undefined;
   readonly #unheard = new UnheardEnds();
   readonly #progress = new Progress();
+  #columns: WorkerColumns | undefined;
+  #at = 0;
+  // The lines; see `column`.
+  #linesFrom = 0;
+  #linesUntil = -Infinity;
+  #decoding = 0;
+  #queuedTokens = 0;
+  #queuedRate = 0;
+  #contextTokens = 0;
+  #answerRate = 0;
+  #tokensLeft = 0;
 
   /** Number of reservations held, those included that are believed to have ended unheard. */
   get heldCount(): number {
@@ -47,6 +71,34 @@ export class WorkerBook {
     return this.#prefillFreeAt;
   }
 
+  /** Requests that the engine reports beyond the book: traffic that does not pass this mesh. */
+  get foreignRequests(): number {
+    if (this.#report === undefined) return 0;
+    const reported = this.#report.running + this.#report.waiting;
+    return Math.max(0, reported - this.#openRequests - foreignSlack);
+  }
+
+  get #openRequests(): number {
+    return this.#open.size - this.#unheard.count;
+  }
+
+  /** Whether its lines are kept in a row of columns. */
+  get isAttached(): boolean {
+    return this.#columns !== undefined;
+  }
+
+  /** Keeps the lines in this row from now on; `renew` writes them. */
+  attach(columns: WorkerColumns, row: number): void {
+    this.#columns = columns;
+    this.#at = row * rowLength;
+    this.#changed();
+  }
+
+  /** Leaves its row. */
+  detach(): void {
+    this.#columns = undefined;
+  }
+
   /** Adds a reservation whose `prefillMs` starts after all work before it; sets its times. */
   open(reservation: Reservation, decodeMs: number): void {
     const startsAt = Math.max(reservation.openedAt, this.#prefillFreeAt);
@@ -56,6 +108,7 @@ export class WorkerBook {
     reservation.hardEndAt = monoMs(reservation.openedAt + predictedMs * 4 + 30_000);
     this.#prefillFreeAt = reservation.prefillEndsAt;
     this.#open.set(reservation.decisionId, reservation);
+    this.#changed();
   }
 
   /**
@@ -79,6 +132,7 @@ export class WorkerBook {
     this.#open.delete(decisionId);
     if (heard) this.#unheard.heard(now, this.#open.size);
     else this.#unheard.gaveUp();
+    this.#changed();
     return closed;
   }
 
@@ -105,6 +159,7 @@ export class WorkerBook {
       if (mustRun && r.hardEndAt < report.at + 30_000) r.hardEndAt = monoMs(report.at + 30_000);
     }
     this.#report = report;
+    this.#changed();
     const overdue = this.#unheard.reported({ at: report.at, reported, held, heldSurely });
     const ended: string[] = [];
     if (overdue.count === 0) return ended;
@@ -120,6 +175,14 @@ export class WorkerBook {
     this.#report = undefined;
     this.#unheard.reset();
     this.#progress.reset();
+    this.#changed();
+  }
+
+  /** Forgets everything: the engine that did it is gone. */
+  reset(): void {
+    this.#open.clear();
+    this.#prefillFreeAt = monoMs(0);
+    this.forgetReports();
   }
 
   /** Ids of reservations past their hard end. */
@@ -129,21 +192,62 @@ export class WorkerBook {
     return ids;
   }
 
-  /**
-   * What the worker is believed to do now. The oldest that decode count as those that ended unheard.
-   * O(reservations held).
-   */
+  /** What the worker is believed to do now. */
   load(now: MonoMs): WorkerLoad {
+    this.renew(now);
+    const elapsedMs = now - this.#linesFrom;
+    return {
+      openRequests: this.#openRequests,
+      prefillBacklogMs: Math.max(0, this.#prefillFreeAt - now),
+      queuedPrefillTokens: tokensOnLine(this.#queuedTokens, this.#queuedRate, elapsedMs),
+      decoding: this.#decoding,
+      decodingContextTokens: tokensOnLine(this.#contextTokens, this.#answerRate, elapsedMs),
+      decodingTokensLeft: tokensOnLine(this.#tokensLeft, -this.#answerRate, elapsedMs),
+      overdueMs: this.#progress.overdueMs,
+    };
+  }
+
+  /** Draws the lines anew if they hold no more. */
+  renew(now: MonoMs): void {
+    if (now >= this.#linesFrom && now < this.#linesUntil) return;
+    this.#draw(now);
+    const { values } = this.#columns ?? {};
+    if (values === undefined) return;
+    const at = this.#at;
+    values[at + column.linesFrom] = this.#linesFrom;
+    values[at + column.linesUntil] = this.#linesUntil;
+    values[at + column.prefillFreeAt] = this.#prefillFreeAt;
+    values[at + column.decoding] = this.#decoding;
+    values[at + column.contextTokens] = this.#contextTokens;
+    values[at + column.answerRate] = this.#answerRate;
+    values[at + column.tokensLeft] = this.#tokensLeft;
+    values[at + column.openRequests] = this.#openRequests;
+    values[at + column.foreignRequests] = this.foreignRequests;
+    values[at + column.overdueMs] = this.#progress.overdueMs;
+  }
+
+  /** The oldest that decode count as those that ended unheard. */
+  #draw(now: MonoMs): void {
     let unheard = this.#unheard.count;
-    let queuedPrefillTokens = 0;
-    let decoding = 0;
-    let decodingContextTokens = 0;
-    let decodingTokensLeft = 0;
+    let until = Infinity;
+    this.#decoding = 0;
+    this.#queuedTokens = 0;
+    this.#queuedRate = 0;
+    this.#contextTokens = 0;
+    this.#answerRate = 0;
+    this.#tokensLeft = 0;
     for (const r of this.#open.values()) {
       const leftMs = r.prefillEndsAt - now;
       if (leftMs > 0) {
-        const share = r.prefillMs > 0 ? Math.min(1, leftMs / r.prefillMs) : 1;
-        queuedPrefillTokens += r.uncachedTokens * share;
+        const beginsAt = r.prefillEndsAt - r.prefillMs;
+        const isWaiting = r.prefillMs <= 0 || beginsAt > now;
+        if (isWaiting) this.#queuedTokens += r.uncachedTokens;
+        else {
+          const rate = r.uncachedTokens / r.prefillMs;
+          this.#queuedTokens += rate * leftMs;
+          this.#queuedRate -= rate;
+        }
+        until = Math.min(until, isWaiting && r.prefillMs > 0 ? beginsAt : r.prefillEndsAt);
         continue;
       }
       if (unheard > 0) {
@@ -151,20 +255,27 @@ export class WorkerBook {
         continue;
       }
       const decodeMs = Math.max(1, r.endsAt - r.prefillEndsAt);
-      const done = Math.min(1, (now - r.prefillEndsAt) / decodeMs);
-      decoding++;
-      decodingContextTokens += r.promptTokens + r.expectedOutputTokens * done;
-      decodingTokensLeft += r.expectedOutputTokens * (1 - done);
+      const endsAt = r.prefillEndsAt + decodeMs;
+      this.#decoding++;
+      if (now >= endsAt) {
+        this.#contextTokens += r.promptTokens + r.expectedOutputTokens;
+        continue;
+      }
+      const rate = r.expectedOutputTokens / decodeMs;
+      const done = rate * (now - r.prefillEndsAt);
+      this.#contextTokens += r.promptTokens + done;
+      this.#tokensLeft += r.expectedOutputTokens - done;
+      this.#answerRate += rate;
+      until = Math.min(until, endsAt);
     }
-    return {
-      openRequests: this.#open.size - this.#unheard.count,
-      prefillBacklogMs: Math.max(0, this.#prefillFreeAt - now),
-      queuedPrefillTokens: Math.round(queuedPrefillTokens),
-      decoding,
-      decodingContextTokens: Math.round(decodingContextTokens),
-      decodingTokensLeft: Math.round(decodingTokensLeft),
-      overdueMs: this.#progress.overdueMs,
-    };
+    this.#linesFrom = now;
+    this.#linesUntil = until;
+  }
+
+  #changed(): void {
+    this.#linesUntil = -Infinity;
+    const { values } = this.#columns ?? {};
+    if (values !== undefined) values[this.#at + column.linesUntil] = -Infinity;
   }
 
   #watchProgress(report: LoadReport): void {

@@ -12,12 +12,19 @@ export interface Ranking {
   readonly tieBreak: "" | "fewest_open" | "lowest_id";
 }
 
-/** Costs closer than this are a tie, ms: predictions are not better than that. */
+/** Costs are compared in steps of this, ms: predictions are not better than that. */
 const tieMs = 1e-6;
 
+/** What costs are compared by: equal for a tie. A cost that is no number comes last. */
+export function costRank(costMs: number): number {
+  const rank = Math.round(costMs / tieMs);
+  return Number.isNaN(rank) ? Infinity : rank;
+}
+
 function compare(a: ScoredCandidate, b: ScoredCandidate): number {
-  const cost = a.costMs - b.costMs;
-  if (Math.abs(cost) > tieMs) return cost;
+  const left = costRank(a.costMs);
+  const right = costRank(b.costMs);
+  if (left !== right) return left < right ? -1 : 1;
   const open = a.load.openRequests - b.load.openRequests;
   if (open !== 0) return open;
   return a.workerId < b.workerId ? -1 : a.workerId > b.workerId ? 1 : 0;
@@ -51,16 +58,15 @@ export function rank(
     };
   });
   scored.sort(compare);
-  const [first, second] = scored;
-  if (first === undefined || second === undefined) {
-    return { candidates: scored, marginMs: 0, tieBreak: "" };
-  }
-  const marginMs = second.costMs - first.costMs;
-  const tied = marginMs <= tieMs;
-  const tieBreak = !tied
-    ? ""
-    : first.load.openRequests !== second.load.openRequests
-      ? "fewest_open"
-      : "lowest_id";
-  return { candidates: scored, marginMs, tieBreak };
+  return { candidates: scored, ...margin(scored) };
+}
+
+/** How far the first of ranked candidates leads, and by what. */
+export function margin(ranked: readonly ScoredCandidate[]): Pick<Ranking, "marginMs" | "tieBreak"> {
+  const [first, second] = ranked;
+  if (first === undefined || second === undefined) return { marginMs: 0, tieBreak: "" };
+  const marginMs = Math.max(0, second.costMs - first.costMs);
+  if (costRank(first.costMs) !== costRank(second.costMs)) return { marginMs, tieBreak: "" };
+  const isByOpen = first.load.openRequests !== second.load.openRequests;
+  return { marginMs, tieBreak: isByOpen ? "fewest_open" : "lowest_id" };
 }
