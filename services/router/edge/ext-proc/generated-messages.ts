@@ -45,10 +45,15 @@ export function readSubset(metadata: Metadata | undefined): ReadonlySet<string> 
   return new Set(parts.map((part) => part.trim()).filter((part) => part !== ""));
 }
 
+/** Lower case of ASCII alone: other letters, such as the Kelvin sign, must not turn a foreign name into one of ours. */
+function lowerAscii(name: string): string {
+  return name.replace(/[A-Z]+/g, (letters) => letters.toLowerCase());
+}
+
 function readHeaders(map: HeaderMap | undefined): Map<string, string> {
   const headers = new Map<string, string>();
   for (const { key, value, rawValue } of map?.headers ?? []) {
-    headers.set(key.toLowerCase(), rawValue.length > 0 ? rawValue.toString("latin1") : value);
+    headers.set(lowerAscii(key), rawValue.length > 0 ? rawValue.toString("latin1") : value);
   }
   return headers;
 }
