@@ -23,6 +23,8 @@ const poolBytesMax = 4 << 20;
 const caseMsMax = 2_000;
 /** Answers are echoes, so they are bounded by what was sent and the limits. */
 const outputBytesMax = 16 << 20;
+/** What the runtime may keep of the garbage; a leak of some KB for each case would pass it. */
+const residentGrowthMax = 400 << 20;
 const prefaceBytes = 24;
 
 const recordings = ["grpc-js.bin", "node-http2.bin", "envoy.bin"].map((name) =>
@@ -194,6 +196,7 @@ test(
       return;
     }
     const endsAt = performance.now() + seconds * 1_000;
+    const residentBefore = process.memoryUsage.rss();
     let cases = 0;
     for (let seed = firstSeed * 1_000_003; performance.now() < endsAt; seed++) {
       const startedAt = performance.now();
@@ -209,6 +212,7 @@ test(
     }
     const kinds = [...ends].map(([end, count]) => `${end} ${count.toString()}`).join(", ");
     console.log(`h2: ${cases.toString()} cases from seed ${firstSeed.toString()}: ${kinds}`);
+    expect(process.memoryUsage.rss() - residentBefore).toBeLessThan(residentGrowthMax);
     expect(cases).toBeGreaterThan(100);
     // The mutations must reach more than the first check.
     expect(ends.size).toBeGreaterThan(5);

@@ -457,6 +457,27 @@ describe("the end of a connection", () => {
     expect(bare.connection.end).toBe("client_left");
   });
 
+  test("tells each stream once, even when one ends the others on hearing of it", () => {
+    const bare = BareConnection.open();
+    bare.receive(headers(1, request), headers(3, request), headers(5, request));
+    const told: number[] = [];
+    for (const { stream } of bare.seen.values()) {
+      stream.listener = {
+        onData: () => undefined,
+        onEnd: () => undefined,
+        onDrain: () => undefined,
+        onClose: () => {
+          told.push(stream.id);
+          for (const other of bare.seen.values()) {
+            bare.connection.sendTrailers(other.stream, trailers);
+          }
+        },
+      };
+    }
+    bare.connection.socketEnded("socket_closed");
+    expect(told).toEqual([1, 3, 5]);
+  });
+
   test("an error tells every stream, and nothing is read after it", () => {
     const bare = BareConnection.open();
     bare.receive(headers(1, request), headers(3, request), data(0, [1]), headers(5, request));

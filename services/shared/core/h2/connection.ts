@@ -240,11 +240,12 @@ export class H2Connection implements FrameSink {
     this.#dataStream = undefined;
     const streams = this.streams();
     this.#streams.clear();
+    // All of them first: what is told of one stream may act on another.
     for (const stream of streams) {
       stream.isClosed = true;
       this.#sender.drop(stream);
-      stream.listener?.onClose("connection_lost");
     }
+    for (const stream of streams) stream.listener?.onClose("connection_lost");
   }
 
   #apply(fault: Fault | undefined): void {
