@@ -129,13 +129,20 @@ describe("what the generated decoder judges", () => {
     ["a varint without end", [0x22, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]],
     ["a name that is not in lower case", headers(header("X-Request-Id", "7"))],
     [
-      "a name that becomes a listed one in lower case",
+      "a name that other rules of lower case make a listed one",
       headers(header("x-\u212avmesh-tenant", "7")),
     ],
     ["text that is not ASCII", headers(header("x-request-id", "", "größe"))],
     ["half a header", headers(header("x-request-id", "7")).subarray(0, -1)],
   ])("%s", (_name, bytes) => {
     expect(read(Uint8Array.from(bytes)).isOrdinary).toBe(false);
+  });
+
+  test("no letter beyond ASCII makes a name one of ours", () => {
+    const { event } = reader.read(headers(header("x-\u212avmesh-tenant", "7")));
+    expect(event.kind === "request_headers" ? event.headers.get("x-kvmesh-tenant") : "?").toBe(
+      undefined,
+    );
   });
 
   test("fields that are not known are passed over", () => {

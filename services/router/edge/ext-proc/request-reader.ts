@@ -276,7 +276,7 @@ function readPlainList(
   return true;
 }
 
-/** Whether lower-casing the text would leave it as it is, whatever the rules of other scripts. */
+/** Whether a name is ASCII without capitals, so that nothing has to be done to compare it. */
 function isLowerAscii(bytes: Uint8Array, from: number, to: number): boolean {
   for (let i = from; i < to; i++) {
     const byte = bytes[i] as number;
