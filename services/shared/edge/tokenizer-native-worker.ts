@@ -1,6 +1,7 @@
 /** Thread body of `NativeTokenizer`: encodes posted texts one after another with the `tokenizers` package. */
 import { parentPort, workerData } from "node:worker_threads";
 import type { Tokenizer } from "tokenizers";
+import { withoutControlTokens } from "./tokenizer-control-tokens.ts";
 
 /** What the thread is given. */
 export interface NativeTokenizerJob {
@@ -42,27 +43,15 @@ async function idsOf(
   return (await tokenizer.encode(text, null, { addSpecialTokens })).getIds();
 }
 
-/**
- * The file without its control tokens. The package has no way to switch them off, and without them
- * their text is ordinary text, which is what `special: false` asks for.
- */
-function withoutControlTokens(file: string): string {
-  const parsed = JSON.parse(file) as { added_tokens?: { special?: boolean }[] };
-  return JSON.stringify({
-    ...parsed,
-    added_tokens: (parsed.added_tokens ?? []).filter((token) => token.special !== true),
-  });
-}
-
 async function run(job: NativeTokenizerJob): Promise<void> {
   // Decoders refuse shared memory; this copy is on the thread's time.
   const file = decoder.decode(new Uint8Array(job.json));
-  let open: (json: string) => Tokenizer;
   let tokenizer: Tokenizer;
+  let ordinary: Tokenizer;
   let prefixIds: number[];
   try {
     const native = await import("tokenizers");
-    open = (json) => {
+    const open = (json: string): Tokenizer => {
       const opened = native.Tokenizer.fromString(json);
       // A file may carry both; engines encode prompts without.
       opened.disableTruncation();
@@ -70,6 +59,7 @@ async function run(job: NativeTokenizerJob): Promise<void> {
       return opened;
     };
     tokenizer = open(file);
+    ordinary = open(withoutControlTokens(file, tokenizer.getVocab(false)));
     const plain = await idsOf(tokenizer, "a", false);
     const whole = await idsOf(tokenizer, "a", true);
     prefixIds = whole.slice(0, Math.max(0, whole.indexOf(plain[0] ?? -1)));
@@ -77,9 +67,8 @@ async function run(job: NativeTokenizerJob): Promise<void> {
     post({ kind: "refused", message: messageOf(error) });
     return;
   }
-  let ordinary: Tokenizer | undefined;
   parentPort?.on("message", (order: NativeEncodeOrder) => {
-    const chosen = order.special ? tokenizer : (ordinary ??= open(withoutControlTokens(file)));
+    const chosen = order.special ? tokenizer : ordinary;
     idsOf(chosen, decoder.decode(order.text), false).then(
       (ids) => {
         const array = Uint32Array.from(ids);
