@@ -7,7 +7,7 @@ import type { Decision } from "../core/decisions/decision.ts";
 import type { ExchangeRequest } from "../core/exchange/exchange.ts";
 import type { OpenAiRequest } from "../core/openai/openai-request.ts";
 import type { TokenisedPrompt } from "../core/prompt/read-prompt.ts";
-import { costTerms, type CostTermName, type ScoredCandidate } from "../core/placement/candidate.ts";
+import type { CostTermName, ScoredCandidate } from "../core/placement/candidate.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { RequestContext } from "./request-context.ts";
 
@@ -238,7 +238,7 @@ export class RouteSpans {
       [attributes.candidateDecodeMs]: term("decode"),
       [attributes.candidateSlowdownMs]: term("slowdown"),
       [attributes.candidateEvictionMs]: term("eviction"),
-      [attributes.candidateOtherMs]: top.map(baselineTerms),
+      [attributes.candidateOtherMs]: top.map(otherTerms),
       [attributes.candidatePredictedTtftMs]: top.map((c) => c.predictedTtftMs),
       [attributes.candidateMatchedTokens]: top.map((c) => c.matchedTokens),
       [attributes.candidateOpenRequests]: top.map((c) => c.load.openRequests),
@@ -251,11 +251,13 @@ export class RouteSpans {
   }
 }
 
-/** Sum of the terms that are no times: those of baselines, from `turn` on. */
-function baselineTerms(candidate: ScoredCandidate): number {
-  const first = costTerms.indexOf("turn");
+/** Terms that have an array of their own. */
+const ownTerms: readonly CostTermName[] = ["queue", "prefill", "decode", "slowdown", "eviction"];
+
+/** Sum of the others. */
+function otherTerms(candidate: ScoredCandidate): number {
   let sum = 0;
-  for (const { name, ms } of candidate.terms) if (costTerms.indexOf(name) >= first) sum += ms;
+  for (const { name, ms } of candidate.terms) if (!ownTerms.includes(name)) sum += ms;
   return sum;
 }
 

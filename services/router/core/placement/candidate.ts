@@ -36,8 +36,10 @@ export interface PlacementRequest {
 /** Names of cost terms, in the order in which they are shown. From `turn` on they belong to baselines and count no ms. */
 export const costTerms = [
   "queue",
+  "memory",
   "stall",
   "prefill",
+  "tail",
   "decode",
   "slowdown",
   "eviction",

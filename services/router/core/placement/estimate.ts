@@ -5,13 +5,15 @@ import type { CandidateInput, PlacementRequest } from "./candidate.ts";
 export interface Estimate {
   /** Until the engine starts with its prompt. */
   readonly queueMs: number;
+  /** Added to that, as a price more than as a prediction, when the engine's memory does not hold what runs and waits there. */
+  readonly memoryMs: number;
   /** Added to that when the engine seems to hang. */
   readonly stallMs: number;
   /** Until its first token, from there. */
   readonly prefillMs: number;
   /** From its first token to its last. */
   readonly decodeMs: number;
-  /** Added to the requests that decode there already, all together; stalls by its prefill count `stallWeight`. */
+  /** Added to the requests that decode there already: a price for its prefill and `decodeWeight` of what they get slower. */
   readonly slowdownMs: number;
   /** Expected price of the blocks it pushes out of the cache. */
   readonly evictionMs: number;
@@ -22,12 +24,24 @@ const stepTokensMaxDefault = 8_192;
 /** Share of evicted tokens that somebody is expected to want again. */
 const evictionReuseShare = 0.1;
 /**
- * What a millisecond that a running answer stands still counts beside one before a first token. At 1 the sum of all
- * completion times is least, but long prompts then queue on one worker for tens of seconds to spare the answers on
- * the others; at 0.5 mean TTFT of long-prompt traffic is a fifth lower for 1 % of TPOT, and short-prompt traffic
- * does not change. Below 0.4 answers begin to suffer.
+ * What a millisecond after a first token counts beside one before it: somebody waits for a first token and reads along
+ * afterwards. At 1 whole answers end soonest, but long prompts then queue for tens of seconds where few answers run; at 0.3
+ * the mean time to first token of long-prompt traffic is a third lower and the slowest hundredth half, for a sixth of its
+ * time per token. Short-prompt traffic does not change.
  */
-const stallWeight = 0.5;
+export const decodeWeight = 0.3;
+/**
+ * Answers on a worker for which its prefill counts half again as a stall. That others stand still there matters, as does
+ * that conversations which end there come back to where their blocks are and queue behind it; how many they are matters
+ * less, since counted one by one they would keep every long prompt away from all workers but one.
+ */
+const stallHalf = 2;
+/**
+ * By how much freeing memory takes longer than the contexts that run there need to end: they grow meanwhile, and an engine
+ * short of blocks takes them from whoever came last, whose prompt is then computed again. Chosen by what placement gains
+ * from it; at 1, conversations with long contexts still pile up on one worker.
+ */
+const memoryFactor = 4;
 
 /**
  * Decode steps that a request waits for before its own begins. It arrives in the middle of one on average, and an engine
@@ -53,6 +67,28 @@ function stallOf(overdueMs: number, longestStepMs: number): number {
 }
 
 /**
+ * Time until the engine has blocks for one more prompt and its answer. Contexts that run end evenly over twice the mean time
+ * that they have left. How much of the memory is in use is what the engine said last, since prompts share blocks in ways
+ * that the book does not know; when requests wait there, all that the book believes to run counts, some of which does not
+ * yet. 0 where capacity is unknown or nothing runs.
+ */
+function memoryWaitMs(
+  { load, capacityTokens, reportedKvUsageRatio, reportedWaiting }: CandidateInput,
+  { expectedOutputTokens }: PlacementRequest,
+  now: { newTokens: number; decoding: number; contextTokens: number; stepMs: number },
+): number {
+  if (capacityTokens <= 0 || now.decoding === 0) return 0;
+  const reported = reportedKvUsageRatio * capacityTokens;
+  const used = reportedWaiting > 0 ? Math.max(reported, now.contextTokens) : reported;
+  const wanted = used + load.queuedPrefillTokens + now.newTokens + expectedOutputTokens;
+  if (wanted <= capacityTokens) return 0;
+  const tokensLeft = load.decoding > 0 ? load.decodingTokensLeft / load.decoding : 0;
+  const endsInMs = 2 * now.stepMs * Math.max(tokensLeft, expectedOutputTokens / 2);
+  const share = (wanted - capacityTokens) / Math.max(1, now.contextTokens);
+  return memoryFactor * share * endsInMs;
+}
+
+/**
  * Expected times on one worker. A prompt is computed in chunks within the engine's step budget, each in one
  * step with the decodes that run there, so it pays their step time and they pay for its chunk.
  */
@@ -74,6 +110,8 @@ export function estimate(candidate: CandidateInput, request: PlacementRequest): 
   const prefillMs = extraMs + chunkCount * baseStepMs;
   const queueMs = Math.max(load.prefillBacklogMs, stepMs * arrivalSteps);
 
+  const memoryMs = memoryWaitMs(candidate, request, { newTokens, decoding, contextTokens, stepMs });
+
   const longestStepMs = stepMs + steps.c0 + prefillExtraMs(steps, budget, 0);
   const stallMs = stallOf(load.overdueMs, longestStepMs);
 
@@ -81,12 +119,13 @@ export function estimate(candidate: CandidateInput, request: PlacementRequest): 
   const withOwnMs = decodeStepMs(steps, decoding + 1, contextTokens + ownContext);
   const decodeMs = Math.max(0, request.expectedOutputTokens - 1) * withOwnMs;
   const sharedSteps = Math.min(load.decodingTokensLeft, request.expectedOutputTokens * decoding);
+  const stallShare = decoding / (decoding + stallHalf);
   const slowdownMs =
-    stallWeight * extraMs * decoding + (steps.d1 + steps.d2 * ownContext) * sharedSteps;
+    stallShare * extraMs + decodeWeight * (steps.d1 + steps.d2 * ownContext) * sharedSteps;
 
   const free = Math.max(0, candidate.capacityTokens - candidate.heldTokens);
   const evicted =
     candidate.capacityTokens > 0 ? Math.max(0, newTokens + request.expectedOutputTokens - free) : 0;
   const evictionMs = evicted * steps.c1 * evictionReuseShare;
-  return { queueMs, stallMs, prefillMs, decodeMs, slowdownMs, evictionMs };
+  return { queueMs, memoryMs, stallMs, prefillMs, decodeMs, slowdownMs, evictionMs };
 }

@@ -9,6 +9,7 @@ import {
   workerLoad,
 } from "../../../../test/support/router-builders.ts";
 import type { CandidateInput, ScoredCandidate } from "./candidate.ts";
+import { prefillExtraMs } from "../../../shared/core/step-model.ts";
 import { estimate } from "./estimate.ts";
 import { rank, type Ranking } from "./place.ts";
 import { createPolicy } from "./policies.ts";
@@ -108,6 +109,16 @@ describe("rank", () => {
     expect(second?.predictedTtftMs).toBeGreaterThan(stall(1_000));
   });
 
+  test("waiting counts the more the longer it is, and time after the first token less", () => {
+    const waited = (ms: number): number =>
+      place([candidateInput("a", { load: workerLoad({ prefillBacklogMs: ms }) })])[0]?.costMs ?? 0;
+    expect(waited(1_000) - waited(0)).toBeGreaterThan(1_000);
+    expect(waited(6_000) - waited(5_000)).toBeGreaterThan(waited(1_000) - waited(0) + 3_000);
+    const [chosen] = place([candidateInput("a")]);
+    const decode = chosen?.terms.find((t) => t.name === "decode")?.ms ?? 0;
+    expect(decode).toBeCloseTo(0.3 * (chosen?.decodeMs ?? 0));
+  });
+
   test("counts blocks that would push others out", () => {
     const full = candidateInput("a", { heldTokens: 112_500 });
     const [first, second] = place([full, candidateInput("b")]);
@@ -202,6 +213,45 @@ describe("estimate", () => {
     expect(estimate(candidateInput("a", { stepTokensMax: 0 }), long).prefillMs - whole).toBeCloseTo(
       2 * stepModel.c0,
     );
+  });
+
+  test("memory costs nothing while all fits, then the share of contexts that has to end first", () => {
+    const running = (kvUsage: number, over: Partial<CandidateInput> = {}) =>
+      candidateInput("a", {
+        load: workerLoad({
+          decoding: 10,
+          decodingContextTokens: 90_000,
+          decodingTokensLeft: 1_000,
+        }),
+        reportedKvUsageRatio: kvUsage,
+        ...over,
+      });
+    const memoryMs = (candidate: CandidateInput) => estimate(candidate, request).memoryMs;
+    const { d0, d1, d2 } = stepModel;
+    // 4,100 tokens more: they fit beside 108,400 of 112,500, and beside 112,500 have to wait for as many.
+    expect(memoryMs(running(108_400 / 112_500))).toBeCloseTo(0);
+    const endsInMs = 2 * (d0 + 10 * d1 + 90_000 * d2) * 100;
+    expect(memoryMs(running(1))).toBeCloseTo(4 * (4_100 / 90_000) * endsInMs);
+    // Prompts that wait behind it need room before it, unless they are cached.
+    const queued = { ...running(0.9).load, queuedPrefillTokens: 10_000 };
+    expect(memoryMs(running(0.9))).toBe(0);
+    expect(memoryMs(running(0.9, { load: queued }))).toBeGreaterThan(0);
+    expect(memoryMs(running(1, { matchedTokens: 3_984 }))).toBeLessThan(memoryMs(running(1)) / 10);
+    // Where requests wait, contexts count that the engine has no blocks for yet.
+    const waiting = { ...running(0.9).load, decodingContextTokens: 130_000 };
+    expect(memoryMs(running(0.9, { load: waiting }))).toBe(0);
+    expect(memoryMs(running(0.9, { load: waiting, reportedWaiting: 1 }))).toBeGreaterThan(0);
+    expect(memoryMs(running(1, { capacityTokens: 0 }))).toBe(0);
+    expect(memoryMs(candidateInput("a", { reportedKvUsageRatio: 1 }))).toBe(0);
+  });
+
+  test("a prefill beside others counts again in part, and never more than once", () => {
+    const beside = (decoding: number) =>
+      estimate(candidateInput("a", { load: workerLoad({ decoding }) }), request).slowdownMs;
+    const extraMs = prefillExtraMs(stepModel, 4_000, 0);
+    expect(beside(0)).toBe(0);
+    expect(beside(2)).toBeCloseTo(extraMs / 2);
+    expect(beside(200)).toBeCloseTo((extraMs * 200) / 202);
   });
 
   test("foreign requests count as decoding ones of the usual context", () => {

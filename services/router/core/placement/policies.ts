@@ -6,15 +6,22 @@ import { PrefixTrie } from "./baselines/prefix-trie.ts";
 import { sessionHash } from "./baselines/session-hash.ts";
 import { Smg } from "./baselines/smg.ts";
 import type { CandidateInput, CostTerm } from "./candidate.ts";
-import { estimate, type Estimate } from "./estimate.ts";
+import { decodeWeight, estimate, type Estimate } from "./estimate.ts";
 import type { PlacementPolicy, PolicyName } from "./policy.ts";
 
+/** A request that waits so long for its first token counts twice, one that waits longer more: nobody is left behind, ms. */
+const tailMs = 3_000;
+
 function expectedCompletion(expected: Estimate): CostTerm[] {
+  const { queueMs, memoryMs, stallMs, prefillMs } = expected;
+  const firstTokenMs = queueMs + memoryMs + stallMs + prefillMs;
   return [
-    { name: "queue", ms: expected.queueMs },
-    { name: "stall", ms: expected.stallMs },
-    { name: "prefill", ms: expected.prefillMs },
-    { name: "decode", ms: expected.decodeMs },
+    { name: "queue", ms: queueMs },
+    { name: "memory", ms: memoryMs },
+    { name: "stall", ms: stallMs },
+    { name: "prefill", ms: prefillMs },
+    { name: "tail", ms: (firstTokenMs * firstTokenMs) / tailMs },
+    { name: "decode", ms: decodeWeight * expected.decodeMs },
     { name: "slowdown", ms: expected.slowdownMs },
     { name: "eviction", ms: expected.evictionMs },
   ];
