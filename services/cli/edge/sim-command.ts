@@ -137,6 +137,7 @@ export function simCommand(): Command {
     new Command("baselines")
       .description("compare all policies over both workloads at several loads")
       .option("--policy <list>", "names of policies with commas between them, or all", "all")
+      .option("--workloads <list>", "of agentic, conversation and files (default: the first two)")
       .option("--loads <list>", "multiples of a workload's own rate (default: 0.75,1,1.25)")
       .option("--windows <n>", "parts of a workload that are run and summed up (default: 4)")
       .option("--duration <seconds>", "length of a part (default: 60)")
