@@ -21,7 +21,7 @@ import {
   windowUpdate,
 } from "../support/h2-frames.ts";
 import { RawH2Client } from "../support/h2-raw-client.ts";
-import { echoPath, holdPath, startEchoServer } from "../support/h2-servers.ts";
+import { echoPath, holdPath, startEchoServer, until } from "../support/h2-servers.ts";
 
 const code = {
   none: 0,
@@ -897,6 +897,36 @@ describe("answers", () => {
     const answer = await client.next((f) => f.type === types.headers);
     expect(answer?.payload[0]).toBe(0x20);
     client.close();
+  });
+
+  test("a request with too many header fields gets RESOURCE_EXHAUSTED, and the next one an answer", async () => {
+    const client = await RawH2Client.open(port);
+    const many = Array.from({ length: 250 }, (): [string, string] => ["x", ""]);
+    client.send(headers(1, block([...requestFields(echoPath), ...many]), flags.end));
+    expect(fieldsOf((await client.answer(1)).trailers)).toMatchObject({ "grpc-status": "8" });
+    client.send(headers(3, block(requestFields(echoPath)), flags.end));
+    expect(fieldsOf((await client.answer(3)).trailers)).toMatchObject({ "grpc-status": "0" });
+    client.close();
+  });
+
+  test("messages above the server's memory get RESOURCE_EXHAUSTED, those that fit go on", async () => {
+    const small = await startEchoServer({ limits: { bufferedBytesMax: 16_384 } });
+    const client = await RawH2Client.open(small.port);
+    const request = block(requestFields(echoPath));
+    const message = grpcMessage(Buffer.alloc(7_000, 1));
+    client.send(headers(1, request), data(1, message.subarray(0, 10)));
+    client.send(headers(3, request), data(3, message.subarray(0, 10)));
+    client.send(headers(5, request), data(5, message.subarray(0, 10)));
+    expect(fieldsOf((await client.answer(5)).trailers)).toMatchObject({ "grpc-status": "8" });
+    client.send(data(1, message.subarray(10), flags.end));
+    expect((await client.answer(1)).body.equals(message)).toBe(true);
+    client.send(headers(7, request), data(7, message.subarray(0, 10)));
+    client.send(data(7, message.subarray(10), flags.end));
+    expect((await client.answer(7)).body.equals(message)).toBe(true);
+    client.close();
+    await until(() => small.server.counts().connections === 0);
+    expect(small.server.counts()).toMatchObject({ bufferedBytes: 0, refused: { memory_full: 1 } });
+    await small.server.close();
   });
 
   test("a request that ends inside a message gets INTERNAL", async () => {
