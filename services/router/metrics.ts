@@ -207,6 +207,12 @@ export const routerMetrics = {
     help: "Blocks stored and removed by workers' deltas and snapshots.",
     labels: ["kind"],
   },
+  loadReports: {
+    name: "kvmesh_router_load_reports_total",
+    kind: "counter",
+    help: "Load reports of workers.",
+    labels: [],
+  },
   blockEventAge: {
     name: "kvmesh_router_block_event_age_seconds",
     kind: "histogram",

@@ -21,6 +21,12 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
       "CPU of the real Envoy with the router's filter, and what the filter adds to a first byte\n" +
       "  --sizes 4,64,220,512 (KB)  --rounds 5  --clients 100  --json",
   },
+  idle: {
+    file: "idle-bench.ts",
+    about:
+      "CPU of a router whose workers only report that they have nothing to do\n" +
+      "  --members 1000  --interval 1000 (ms)  --rounds 5  --seconds 4  --profile  --top 20  --json",
+  },
   index: {
     file: "kv-index-bench.ts",
     about:

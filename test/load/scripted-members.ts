@@ -19,7 +19,9 @@ import { repositoryRoot } from "./figures.ts";
 
 type Message = NonNullable<JoinRequest["message"]>;
 
-const loadIntervalMs = 500;
+const loadIntervalMsDefault = 500;
+/** Load reports leave in groups this far apart, spread over the interval as those of independent workers are, ms. */
+const loadTickMs = 10;
 const artifactChunkBytes = 1 << 20;
 
 /** Folder with the tokenizer and chat template that members deliver: Qwen 3, from an installed package. */
@@ -224,21 +226,22 @@ class ScriptedMember {
   }
 }
 
-/** Members of one mesh, each with a connection of its own, as workers have; they report load twice a second. */
+/** Members of one mesh, each with a connection of its own, as workers have; they report load twice a second unless told otherwise. */
 export class ScriptedMembers {
   readonly #members: ReadonlyMap<string, ScriptedMember>;
   readonly #ticker: NodeJS.Timeout;
 
-  private constructor(members: ReadonlyMap<string, ScriptedMember>) {
+  private constructor(members: ReadonlyMap<string, ScriptedMember>, loadIntervalMs: number) {
     this.#members = members;
-    let next = 0;
     const all = [...members.values()];
-    const step = Math.ceil(all.length / 10);
-    // Spread over the interval, as independent workers are.
+    const perMs = all.length / loadIntervalMs;
+    const startedAt = performance.now();
+    let told = 0;
+    // By the clock, so that a late tick makes up for what it missed.
     this.#ticker = setInterval(() => {
-      for (let i = 0; i < step && next < all.length; i++) all[next++]?.load();
-      if (next >= all.length) next = 0;
-    }, loadIntervalMs / 10);
+      const due = Math.floor((performance.now() - startedAt) * perMs);
+      for (; told < due; told++) all[told % all.length]?.load();
+    }, loadTickMs);
   }
 
   /** Joins `count` members; resolves when the router has accepted all. */
@@ -246,6 +249,7 @@ export class ScriptedMembers {
     readonly count: number;
     readonly target: string;
     readonly keys: MeshKeys;
+    readonly loadIntervalMs?: number;
   }): Promise<ScriptedMembers> {
     const files = new Map<string, Buffer>();
     for (const content of [
@@ -262,7 +266,7 @@ export class ScriptedMembers {
       if (index % 32 === 31) await member.accepted;
     }
     await Promise.all([...members.values()].map((member) => member.accepted));
-    return new ScriptedMembers(members);
+    return new ScriptedMembers(members, options.loadIntervalMs ?? loadIntervalMsDefault);
   }
 
   /** The member with this id. */

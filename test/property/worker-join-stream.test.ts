@@ -307,6 +307,21 @@ describe("JoinStream", () => {
     expect(drainAll(31)).toEqual([]);
   });
 
+  test("tells what an engine at rest shows when it is new, or once a second; all of one that works", () => {
+    const { stream, drainAll } = live();
+    const toldAt = (times: readonly number[], sample: LoadSample) =>
+      times.filter((ms) => {
+        stream.sampled(sample, monoMs(ms));
+        return drainAll(ms).some(({ kind }) => kind === "load");
+      });
+    const rest = { ...idle, promptTokens: 7 };
+    expect(toldAt([100, 200, 300, 1_000, 1_100, 1_200], rest)).toEqual([100, 1_100]);
+    expect(toldAt([1_300, 1_400], { ...rest, finishedRequests: 1 })).toEqual([1_300]);
+    expect(toldAt([1_500, 1_600, 1_700], { ...rest, running: 1 })).toEqual([1_500, 1_600, 1_700]);
+    expect(toldAt([1_800, 1_900], rest)).toEqual([1_800]);
+    expect(toldAt([2_000, 2_100], { ...rest, waiting: 1 })).toEqual([2_000, 2_100]);
+  });
+
   test("sends a file in parts and says goodbye last", () => {
     const { stream, drainAll } = live();
     stream.step({ kind: "artifact_request", sha256: "aa" }, monoMs(0));

@@ -437,12 +437,29 @@ describe("what is refused, without harm to others", () => {
         finishedRequests: 1n,
       }),
     });
-    await worker.hears("ack", 2);
+    worker.send({ $case: "load", value: sample({ running: 9 }) });
+    await vi.waitFor(() => {
+      expect(core.book.lastReport(w0)?.running).toBe(9);
+    }, soon);
     const { candidates, expectedOutputTokens } = core.place(placeInput(), realClock.now());
     expect(
       candidates.every((c) => Number.isFinite(c.costMs) && Number.isFinite(c.reportedAgeMs)),
     ).toBe(true);
     expect(expectedOutputTokens).toBeLessThanOrEqual(1_000_000);
+  });
+});
+
+describe("acks", () => {
+  test("deltas share the ack of the load report after them; reports without any get none", async () => {
+    const worker = await connect().joined();
+    worker.snapshot(promptHashes(1, 3));
+    for (let i = 0; i < 5; i++) worker.send({ $case: "load", value: sample() });
+    worker.delta(1, promptHashes(2, 1));
+    worker.delta(2, promptHashes(3, 1));
+    worker.send({ $case: "load", value: sample() });
+    const last = await worker.hears("ack", 2);
+    expect(last.value.appliedSeq).toBe(2n);
+    expect(worker.heard.filter((r) => r.message?.$case === "ack")).toHaveLength(2);
   });
 });
 

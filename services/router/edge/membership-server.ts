@@ -45,6 +45,8 @@ const protocolVersion = 1;
 const helloMsMax = 5_000;
 /** Deltas between two acks at most. */
 const ackEvery = 256;
+/** A worker that has changed nothing hears from us so often all the same: it compares clocks by acks, ms. */
+const quietAckMs = 5_000;
 /** Resyncs in a row after which the stream is ended: its worker cannot produce a right snapshot. */
 const resyncsInARowMax = 5;
 
@@ -161,7 +163,9 @@ class JoinStream {
   #member: Member | undefined;
   #counters: EngineCounters | undefined;
   #window = new CounterWindow();
+  /** Snapshots and deltas since the last ack. */
   #unacked = 0;
+  #ackedAt = -Infinity;
   #lastSentUnixUs = 0n;
   #resyncsInARow = 0;
   #ended = false;
@@ -443,8 +447,10 @@ class JoinStream {
     const delta = this.#window.take(counters, at, member.facts?.capacityTokens ?? 0);
     const report = { running, waiting, kvUsageRatio, workDone: workDone(counters), at };
     core.report(member.key, report, delta);
+    this.#d.metrics.loadReports.inc();
     if (member.facts !== undefined) this.#askForFiles(member.facts);
-    this.#ack(member);
+    // Deltas of a moment share the ack of the load report that follows them.
+    if (this.#unacked > 0 || clock.now() - this.#ackedAt >= quietAckMs) this.#ack(member);
   }
 
   #artifact(chunk: ArtifactChunk): void {
@@ -468,6 +474,7 @@ class JoinStream {
 
   #ack(member: Member): void {
     this.#unacked = 0;
+    this.#ackedAt = this.#d.clock.now();
     this.#send({
       $case: "ack",
       value: {

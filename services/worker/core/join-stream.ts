@@ -168,7 +168,7 @@ export interface JoinLimits {
   readonly blockedMsMax: number;
   /**
    * Longest time without progress of the acks, ms, from a load sample sent while something was
-   * unacknowledged: a router answers each load sample with an ack, deltas only now and then.
+   * unacknowledged: a router answers a load sample that follows them with an ack, deltas only now and then.
    */
   readonly ackMsMax: number;
   /** Least time between the starts of two snapshots, ms: a router that always asks gets no more. */
@@ -206,6 +206,8 @@ export interface JoinTime {
 }
 
 const artifactsQueuedMax = 4;
+/** An engine that rests and shows nothing new is told of so often, ms: a thousand of them would keep a router busy. */
+const restingLoadMs = 1_000;
 
 /**
  * What to send to one router, and when. Messages are pulled: `next` gives the most urgent one whenever the
@@ -231,6 +233,7 @@ export class JoinStream implements MeshBlockSink {
   #snapshotNotBefore = 0;
   #oldestEventUnixMs: number | undefined;
   #load: { readonly sample: LoadSample; readonly takenAt: MonoMs } | undefined;
+  #toldLoad: { readonly sample: LoadSample; readonly takenAt: MonoMs } | undefined;
   #toldReady: boolean | undefined;
   #artifacts: { readonly sha256: string; readonly size: number; offset: number }[] = [];
   #goodbye = "";
@@ -328,9 +331,18 @@ export class JoinStream implements MeshBlockSink {
     if (!this.#pending.isEmpty) this.#oldestEventUnixMs ??= publishedUnixMs;
   }
 
-  /** Takes a load sample; one that could not be sent yet is replaced. */
+  /**
+   * Takes a load sample; one that could not be sent yet is replaced. Samples of an engine that works are all told, since
+   * a router sees from counters that stand still that it hangs; of one that rests only what is new, or once a second.
+   */
   sampled(sample: LoadSample, takenAt: MonoMs): void {
-    this.#load = { sample, takenAt };
+    const told = this.#toldLoad;
+    const isNews =
+      told === undefined ||
+      sample.running + sample.waiting > 0 ||
+      takenAt - told.takenAt >= restingLoadMs ||
+      !isSameLoad(sample, told.sample);
+    if (isNews || this.#load !== undefined) this.#load = { sample, takenAt };
   }
 
   /** Says whether the last write was taken; `true` from the next drain on. */
@@ -408,6 +420,7 @@ export class JoinStream implements MeshBlockSink {
     this.#snapshotNotBefore = 0;
     this.#oldestEventUnixMs = undefined;
     this.#load = undefined;
+    this.#toldLoad = undefined;
     this.#toldReady = undefined;
     this.#artifacts = [];
     this.#draining = false;
@@ -527,6 +540,7 @@ export class JoinStream implements MeshBlockSink {
   #nextLoadOrArtifact(now: MonoMs): JoinOutput | undefined {
     if (this.#load !== undefined) {
       const { sample, takenAt } = this.#load;
+      this.#toldLoad = this.#load;
       this.#load = undefined;
       if (this.#owesAck()) this.#ackDueSince ??= now;
       return { kind: "load", sample, sampleAgeMs: Math.max(0, now - takenAt) };
@@ -540,6 +554,10 @@ export class JoinStream implements MeshBlockSink {
     if (last) this.#artifacts.shift();
     return { kind: "artifact", sha256: artifact.sha256, offset, size, last };
   }
+}
+
+function isSameLoad(a: LoadSample, b: LoadSample): boolean {
+  return (Object.keys(a) as (keyof LoadSample)[]).every((name) => a[name] === b[name]);
 }
 
 function equalBytes(a: Uint8Array, b: Uint8Array): boolean {

@@ -19,6 +19,8 @@ const idle: WorkerLoad = {
   overdueMs: 0,
 };
 
+const none: readonly Closed[] = [];
+
 /**
  * Every open reservation by worker: what is placed where right now, without waiting for any scrape.
  * At most `reservationsMax`; when full the oldest of the fullest worker would be wrong to drop, so
@@ -58,8 +60,9 @@ export class LoadBook {
   }
 
   /** Takes an engine's report; closes and returns what it shows to have ended unheard. */
-  report(worker: WorkerId, report: LoadReport): Closed[] {
+  report(worker: WorkerId, report: LoadReport): readonly Closed[] {
     const lost = this.#book(worker).reconcile(report);
+    if (lost.length === 0) return none;
     return lost.flatMap((id) => this.close(id, "reconciled", report.at) ?? []);
   }
 

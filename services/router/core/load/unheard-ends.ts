@@ -63,7 +63,9 @@ export class UnheardEnds {
   /** Takes a report; returns what it shows to be closed for good. */
   reported(comparison: Comparison): Overdue {
     const { at, reported, held, heldSurely } = comparison;
-    this.#closings = this.#closings.filter((closedAt) => closedAt > at);
+    if (this.#closings.length > 0) {
+      this.#closings = this.#closings.filter((closedAt) => closedAt > at);
+    }
     const least = Math.max(0, heldSurely - reported);
     // Those closed after the report's moment may or may not have run in it.
     const most = Math.max(least, held + this.#closings.length - reported);

@@ -211,8 +211,8 @@ export class WorkerBook {
   renew(now: MonoMs): void {
     if (now >= this.#linesFrom && now < this.#linesUntil) return;
     this.#draw(now);
-    const { values } = this.#columns ?? {};
-    if (values === undefined) return;
+    if (this.#columns === undefined) return;
+    const { values } = this.#columns;
     const at = this.#at;
     values[at + column.linesFrom] = this.#linesFrom;
     values[at + column.linesUntil] = this.#linesUntil;
@@ -274,8 +274,8 @@ export class WorkerBook {
 
   #changed(): void {
     this.#linesUntil = -Infinity;
-    const { values } = this.#columns ?? {};
-    if (values !== undefined) values[this.#at + column.linesUntil] = -Infinity;
+    if (this.#columns === undefined) return;
+    this.#columns.values[this.#at + column.linesUntil] = -Infinity;
   }
 
   #watchProgress(report: LoadReport): void {
