@@ -48,6 +48,7 @@ export function tableBuffers(tables: TokenizerTables): ArrayBuffer[] {
     tables.merges.byteIds,
     tables.merges.pairs,
     tables.merges.bytePairRanks,
+    tables.merges.filter,
     tables.words.ofTwoBytes,
     tables.words.short,
     tables.words.long,

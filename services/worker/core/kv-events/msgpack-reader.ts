@@ -17,6 +17,8 @@ const depthMax = 16;
 /** Longest text, bytes. */
 const textSizeMax = 64 * 1024;
 
+const floats = new DataView(new ArrayBuffer(8));
+
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /**
@@ -27,7 +29,6 @@ const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
  */
 export class MsgpackReader {
   readonly bytes: Uint8Array;
-  readonly #view: DataView;
   #at = 0;
   /** Halves of the last hash or integer read by `hash`. */
   lo = 0;
@@ -35,7 +36,6 @@ export class MsgpackReader {
 
   constructor(bytes: Uint8Array) {
     this.bytes = bytes;
-    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   }
 
   /** Position of the next byte. */
@@ -169,11 +169,11 @@ export class MsgpackReader {
     if (tag === 0xcb) {
       this.#at++;
       this.#advance(8);
-      value = this.#view.getFloat64(this.#at - 8);
+      value = this.#float(8).getFloat64(0);
     } else if (tag === 0xca) {
       this.#at++;
       this.#advance(4);
-      value = this.#view.getFloat32(this.#at - 4);
+      value = this.#float(4).getFloat32(0);
     } else {
       this.#integer();
       value = (this.hi | 0) * 0x1_0000_0000 + this.lo;
@@ -216,8 +216,8 @@ export class MsgpackReader {
     if (size < 8) throw new DecodeReject("bad_number", start);
     if (size > textSizeMax) throw new DecodeReject("too_large", start);
     this.#advance(size);
-    this.hi = this.#view.getUint32(this.#at - 8);
-    this.lo = this.#view.getUint32(this.#at - 4);
+    this.hi = this.#u32At(this.#at - 8);
+    this.lo = this.#u32At(this.#at - 4);
   }
 
   /** An array of hashes as pairs `[lo0, hi0, …]`. */
@@ -248,7 +248,7 @@ export class MsgpackReader {
         out[i] = ((bytes[at + 1] as number) << 8) | (bytes[at + 2] as number);
         at += 3;
       } else if (tag === 0xce && at + 5 <= size) {
-        out[i] = this.#view.getUint32(at + 1);
+        out[i] = this.#u32At(at + 1);
         at += 5;
       } else {
         this.#at = at;
@@ -330,12 +330,27 @@ export class MsgpackReader {
 
   #u16(): number {
     this.#advance(2);
-    return this.#view.getUint16(this.#at - 2);
+    return ((this.bytes[this.#at - 2] as number) << 8) | (this.bytes[this.#at - 1] as number);
   }
 
   #u32(): number {
     this.#advance(4);
-    return this.#view.getUint32(this.#at - 4);
+    return this.#u32At(this.#at - 4);
+  }
+
+  /** Big-endian. A view over each payload would cost as much as reading four blocks. */
+  #u32At(at: number): number {
+    const { bytes } = this;
+    const high = ((bytes[at] as number) << 24) | ((bytes[at + 1] as number) << 16);
+    return (high | ((bytes[at + 2] as number) << 8) | (bytes[at + 3] as number)) >>> 0;
+  }
+
+  /** The last `size` bytes read, in a view for floats. */
+  #float(size: number): DataView {
+    for (let i = 0; i < size; i++) {
+      floats.setUint8(i, this.bytes[this.#at - size + i] as number);
+    }
+    return floats;
   }
 
   #advance(size: number): void {
