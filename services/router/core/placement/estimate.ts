@@ -26,8 +26,8 @@ const evictionReuseShare = 0.1;
 /**
  * What a millisecond after a first token counts beside one before it: somebody waits for a first token and reads along
  * afterwards. At 1 whole answers end soonest, but long prompts then queue for tens of seconds where few answers run; at 0.3
- * the mean time to first token of long-prompt traffic is a third lower and the slowest hundredth half, for a sixth of its
- * time per token. Short-prompt traffic does not change.
+ * the mean time to first token of long-prompt traffic is a third lower and that of its slowest hundredth nearly half, for a
+ * fifth more time per token. Short-prompt traffic hardly changes.
  */
 export const decodeWeight = 0.3;
 /**
