@@ -1,33 +1,52 @@
 import { frameFlag, frameHeaderBytes, frameType } from "./codes.ts";
+import { spareBytesMin, type SpareBuffers } from "./spare-buffers.ts";
 
 /** Frames on their way to a socket, written one behind the other into a buffer that grows. */
 export class FrameOutput {
   #bytes: Uint8Array;
   #length = 0;
+  readonly #initialBytes: number;
+  readonly #spares: SpareBuffers | undefined;
+  /** A small buffer of its own, to go on in. */
+  #small: Uint8Array | undefined;
 
-  /** Starts with a buffer of `bytes`. */
-  constructor(bytes: number) {
+  /** Starts with a buffer of `bytes`; what grows beyond it grows in buffers of `spares`. */
+  constructor(bytes: number, spares?: SpareBuffers) {
     this.#bytes = new Uint8Array(bytes);
+    this.#initialBytes = bytes;
+    this.#spares = spares;
   }
 
   get length(): number {
     return this.#length;
   }
 
-  /** Takes out what has been written, `length` bytes of the returned buffer, and goes on in `next`. */
-  swap(next: Uint8Array): Uint8Array {
+  /** Takes out what has been written, `length` bytes of the returned buffer, and goes on in `next` or one of its own. */
+  swap(next?: Uint8Array): Uint8Array {
     const full = this.#bytes;
-    this.#bytes = next;
+    if (next === undefined) {
+      this.#bytes = this.#small ?? new Uint8Array(this.#initialBytes);
+      this.#small = undefined;
+    } else this.#bytes = next;
     this.#length = 0;
     return full;
+  }
+
+  /** Takes back a buffer that `swap` gave, once its bytes are on their way: small ones for itself, large ones for all. */
+  giveBack(buffer: Uint8Array): void {
+    if (buffer.length < spareBytesMin) this.#small ??= buffer;
+    else this.#spares?.give(buffer);
   }
 
   #room(bytes: number): void {
     const needed = this.#length + bytes;
     if (needed <= this.#bytes.length) return;
-    const grown = new Uint8Array(Math.max(needed, this.#bytes.length * 2));
-    grown.set(this.#bytes.subarray(0, this.#length));
+    const before = this.#bytes;
+    const size = Math.max(needed, before.length * 2);
+    const grown = this.#spares === undefined ? new Uint8Array(size) : this.#spares.take(size);
+    grown.set(before.subarray(0, this.#length));
     this.#bytes = grown;
+    this.giveBack(before);
   }
 
   #header(type: number, flags: number, streamId: number, length: number): void {

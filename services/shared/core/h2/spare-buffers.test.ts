@@ -29,13 +29,15 @@ describe("SpareBuffers", () => {
     const output = new FrameOutput(64, spares);
     const plain = new FrameOutput(64);
     for (const one of [output, plain]) {
-      for (let i = 0; i < 60; i++) one.data(1, new Uint8Array(16_000).fill(i), 0, 16_000, false);
+      for (let i = 0; i < 60; i++) one.data(1, new Uint8Array(16_000).fill(i), 0, 16_000);
     }
     const { length } = output;
     expect(length).toBe(plain.length);
     const bytes = output.swap(new Uint8Array(64));
     expect(bytes).toBe(used);
     expect(spares.idleBytes).toBe(0);
+    output.giveBack(bytes);
+    expect(spares.idleBytes).toBe(used.length);
     const expected = plain.swap(new Uint8Array(64)).subarray(0, length);
     expect(Buffer.from(bytes.subarray(0, length)).equals(Buffer.from(expected))).toBe(true);
   });

@@ -3,6 +3,7 @@ import type { BufferPool } from "../../core/h2/buffer-pool.ts";
 import { H2Connection, type ConnectionListener } from "../../core/h2/connection.ts";
 import type { StreamFault } from "../../core/h2/faults.ts";
 import { FrameOutput } from "../../core/h2/frame-output.ts";
+import type { SpareBuffers } from "../../core/h2/spare-buffers.ts";
 import type { H2Stream } from "../../core/h2/stream.ts";
 import { grpcStatus, httpStatusBlock, parseGrpcTimeout, trailerBlock } from "./grpc-blocks.ts";
 import { GrpcCall, type CallFault, type CallHost } from "./grpc-call.ts";
@@ -20,6 +21,7 @@ export interface GrpcConnectionHost {
   readonly options: H2GrpcOptions;
   readonly limits: H2GrpcLimits;
   readonly pool: BufferPool;
+  readonly spares: SpareBuffers;
   /** A call was refused or ended by the server. */
   countRefusal(reason: CallRefusal, path: string, peer: string): void;
   /** A call has begun. */
@@ -44,7 +46,7 @@ export class GrpcConnection implements ConnectionListener, CallHost {
       limits: server.limits,
       pool: server.pool,
       listener: this,
-      output: new FrameOutput(16 << 10),
+      output: new FrameOutput(16 << 10, server.spares),
       now: performance.now(),
     });
     this.socket = new H2Socket({

@@ -1,6 +1,7 @@
 import { createServer as createNetServer, type Server, type Socket } from "node:net";
 import { createServer as createTlsServer, type TLSSocket } from "node:tls";
 import { BufferPool } from "../../core/h2/buffer-pool.ts";
+import { SpareBuffers } from "../../core/h2/spare-buffers.ts";
 import type { GrpcCall } from "./grpc-call.ts";
 import { GrpcConnection, type GrpcConnectionHost } from "./grpc-connection.ts";
 import { fillLimits, type H2GrpcLimits } from "./h2-grpc-limits.ts";
@@ -35,11 +36,14 @@ const tickMs = 200;
 const stallMs = 1_000;
 /** A read takes up to this much; one buffer serves all sockets, since each read is used up before the next. */
 const readBytes = 256 << 10;
+/** Large write buffers kept for the next connection that needs one, bytes. */
+const spareBytesKept = 16 << 20;
 
 class LeanServer implements H2GrpcServer, GrpcConnectionHost {
   readonly options: H2GrpcOptions;
   readonly limits: H2GrpcLimits;
   readonly pool: BufferPool;
+  readonly spares = new SpareBuffers(spareBytesKept);
   /** Calls with a deadline, some already over. */
   readonly #deadlines = new Set<GrpcCall>();
   readonly #clients = new Set<GrpcConnection>();

@@ -2,8 +2,6 @@ import type { Duplex } from "node:stream";
 import type { H2Connection } from "../../core/h2/connection.ts";
 import type { FrameOutput } from "../../core/h2/frame-output.ts";
 
-/** Write buffers up to this size are kept for the next write. */
-const keptBytesMax = 256 << 10;
 /** How long a closed connection's peer may take to close its side, ms. */
 const lingerMs = 1_000;
 
@@ -17,7 +15,6 @@ export class H2Socket {
   readonly #output: FrameOutput;
   readonly #outputBytesMax: number;
   readonly #now: () => number;
-  #spare: Uint8Array | undefined;
   #writing: Uint8Array | undefined;
   #writingSince = 0;
   #isReading = false;
@@ -31,7 +28,7 @@ export class H2Socket {
   readonly #onWritten = (): void => {
     const written = this.#writing as Uint8Array;
     this.#writing = undefined;
-    if (written.length <= keptBytesMax) this.#spare = written;
+    this.#output.giveBack(written);
     if (this.#connection.end === undefined) this.#connection.pump(this.#now());
     this.#flush();
     if (this.#isPaused && this.#output.length < this.#outputBytesMax) {
@@ -99,8 +96,7 @@ export class H2Socket {
     if (this.#writing !== undefined || this.#socket.destroyed) return;
     const { length } = this.#output;
     if (length > 0) {
-      const full = this.#output.swap(this.#spare ?? new Uint8Array(16 << 10));
-      this.#spare = undefined;
+      const full = this.#output.swap();
       this.#writing = full;
       this.#writingSince = this.#now();
       this.#socket.write(Buffer.from(full.buffer, full.byteOffset, length), this.#onWritten);
