@@ -69,7 +69,7 @@ export const AdmissionConfig = z
     bytesMax: z.number().int().min(0).default(admissionDefaults.bytesMax),
     /** Share of both that one tenant may have. */
     tenantShareMax: z.number().min(0).max(1).default(admissionDefaults.tenantShareMax),
-    /** A class whose queue has not been empty for so long is overloaded, ms. */
+    /** A class whose queue has not been empty for so long, or for 30 usual prompts, is overloaded, ms. */
     burstMs: z.number().int().min(0).max(600_000).default(admissionDefaults.burstMs),
     /** Longest predicted wait in an overloaded class, ms; 0 follows the usual prompt. */
     overloadWaitMs: z

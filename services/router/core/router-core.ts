@@ -1,4 +1,4 @@
-import { MeshError } from "../../shared/core/errors.ts";
+import { MeshError, type MeshErrorCode } from "../../shared/core/errors.ts";
 import { monoMs, type MonoMs, type WorkerId } from "../../shared/core/ids.ts";
 import type { StepModel } from "../../shared/core/step-model.ts";
 import { admissionDefaults, type AdmissionOptions } from "./admission/options.ts";
@@ -461,7 +461,8 @@ export class RouterCore {
       {
         admission: this.#options.admission ?? admissionDefaults,
         rooms: this.#options.rooms ?? roomDefaults,
-        self: this.#options.decisionPrefix,
+        // Peers know each other by instance, without the epoch.
+        self: this.#options.decisionPrefix.replace(/\.[^.]*$/, ""),
         lastReport: (worker) => this.book.lastReport(worker),
       },
       {
@@ -505,10 +506,9 @@ export class RouterCore {
   ): void {
     const { ask, waitedMs, position, blockedBy } = was;
     const { reason, retryAfterMs, isTenantLimit, message } = refusal;
-    const error = new MeshError(isTenantLimit ? "tenant_limited" : "overloaded", message, {
-      retryAfterMs,
-    });
-    const decision = this.#refuse(request.input, error, {
+    // Not an Error: a trace of the stack costs more than all else that a refusal takes.
+    const refused = { code: isTenantLimit ? "tenant_limited" : "overloaded", message } as const;
+    const decision = this.#refuse(request.input, refused, {
       className: ask.className,
       tenant: ask.tenant,
       chargedMs: 0,
@@ -664,7 +664,11 @@ export class RouterCore {
     return this.#refuse(input, error, undefined);
   }
 
-  #refuse(input: PlaceInput, error: MeshError, admission: DecisionAdmission | undefined): Decision {
+  #refuse(
+    input: PlaceInput,
+    error: { readonly code: MeshErrorCode; readonly message: string },
+    admission: DecisionAdmission | undefined,
+  ): Decision {
     const decision: Decision = {
       ...this.#base(input, this.policyOf(input.pool), emptySubset),
       admission,
@@ -756,20 +760,25 @@ export class RouterCore {
     decision.observed = observation;
     if (chosen !== undefined && servedAsPicked && record.ttftMs > 0 && record.status === 200) {
       this.#learn(decision, observation, chosen.load.prefillBacklogMs);
-      this.#settleCharge(decision, chosen, observation);
+      this.#settleCharge(decision, chosen, observation, now);
     }
     if (closed !== undefined) this.#closed(closed, observation);
     return observation;
   }
 
   /** Charges what an answer's decode took beyond what was expected, or gives back what it did not take. */
-  #settleCharge(decision: Decision, chosen: ScoredCandidate, observed: Observation): void {
+  #settleCharge(
+    decision: Decision,
+    chosen: ScoredCandidate,
+    observed: Observation,
+    now: MonoMs,
+  ): void {
     const { admission } = decision;
     if (admission === undefined) return;
     const decodeMs = Math.max(0, observed.durationMs - observed.ttftMs);
     const costMs = decodeCostMs(chosen, decision, decodeMs) - admission.chargedDecodeMs;
     const { className, tenant } = admission;
-    this.#gates.get(decision.pool)?.admission.correct(className, tenant, costMs);
+    this.#gates.get(decision.pool)?.admission.correct(className, tenant, costMs, now);
   }
 
   #learn(decision: Decision, observed: Observation, backlogMs: number): void {

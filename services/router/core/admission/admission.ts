@@ -41,6 +41,14 @@ export interface LateRefusal<T> {
   readonly refusal: Refusal;
 }
 
+/** Hears of service given to a tenant, ms of worker time; negative when less was given than was told. */
+export type ServiceListener = (
+  className: string,
+  tenant: string,
+  costMs: number,
+  now: MonoMs,
+) => void;
+
 interface ClassState {
   readonly spec: AdmissionClass;
   /** Since when its queue has not been empty. */
@@ -57,10 +65,12 @@ const retryMsMin = 1_000;
 const retryMsMax = 30_000;
 /** Shortest wait allowed in an overloaded class, ms: below it the queue would be empty half of the time. */
 const overloadWaitMsMin = 50;
+/** A burst may last as long as so many usual prompts take one worker: long ones keep a queue from emptying for longer. */
+const burstPrompts = 30;
 /** Requests limited to some workers that may be passed over in one go when those have no room. */
 const passedOverMax = 8;
 /** What a limit that is not kept in time is allowed beyond, as a factor: predictions err. */
-const slack = 2;
+const slack = 4;
 
 const answered: Arrival<never> = { kind: "answered" };
 
@@ -70,7 +80,7 @@ const answered: Arrival<never> = { kind: "answered" };
  * A request is placed at once when nobody waits whose turn comes before and a worker has room. Otherwise it waits in the
  * `FairQueue` unless its wait, predicted from the work before it and the rate at which the queue drains, is longer than it
  * may be: its time to first token less its prompt's time, or its class's longest wait. A class whose queue has not been
- * empty for `burstMs` is overloaded: a longer queue then serves nobody better, so that waits are kept as short as keeps
+ * empty for longer than a burst (`burstMs`, or longer where prompts are long) is overloaded: a longer queue then serves nobody better, so that waits are kept as short as keeps
  * workers busy, until nobody has been refused for as long (the idea of controlled delay: Nichols and Jacobson 2012; for
  * servers Maurer, "Fail at Scale", 2015).
  *
@@ -91,11 +101,13 @@ export class Admission<T> {
   /** The request at the head that found no room, and until when trying it again is useless. */
   #blockedSeq = -1;
   #blockedUntil = 0;
-  #onServed: ((className: string, tenant: string, costMs: number) => void) | undefined;
+  readonly #onServed: ServiceListener | undefined;
 
-  constructor(options: AdmissionOptions, port: AdmissionPort<T>) {
+  /** `onServed` is called with every request served, for those who share the accounts. */
+  constructor(options: AdmissionOptions, port: AdmissionPort<T>, onServed?: ServiceListener) {
     this.#options = options;
     this.#port = port;
+    this.#onServed = onServed;
     const { tenants, tenantDefault, tenantsMax } = options;
     const termsOf = (tenant: string) => tenants.get(tenant) ?? tenantDefault;
     this.queue = new FairQueue({
@@ -127,11 +139,6 @@ export class Admission<T> {
         waiter.expiryPlace = place;
       },
     });
-  }
-
-  /** Called with every request served, for those who share the accounts. */
-  set onServed(listener: (className: string, tenant: string, costMs: number) => void) {
-    this.#onServed = listener;
   }
 
   /** Requests waiting. */
@@ -240,8 +247,9 @@ export class Admission<T> {
   }
 
   /** What a request of a tenant turned out to cost beyond what it was charged, ms; negative gives back. */
-  correct(className: string, tenant: string, costMs: number): void {
+  correct(className: string, tenant: string, costMs: number, now: MonoMs): void {
     this.queue.charge(className, tenant, costMs);
+    this.#onServed?.(className, tenant, costMs, now);
   }
 
   #enqueue(
@@ -355,7 +363,11 @@ export class Admission<T> {
           `${Math.floor(bytesMax * tenantShareMax)} bytes that may`,
       );
     }
-    if (waitMs > limit.ms) {
+    // A tenant keeps its turns only while it has somebody waiting: the first one may wait for longer.
+    const isOverloaded = limit.reason === "predicted_wait";
+    const allowedMs =
+      isOverloaded && held.count < 2 ? Math.min(waitMsMax, slack * limit.ms) : limit.ms;
+    if (waitMs > allowedMs) {
       state.refusedAt = now;
       const alone = held.count > 0 && queue.tenantsWaiting(name) > 1;
       const others = alone ? roomMs + queue.workBefore(name, newcomer) / rate : Infinity;
@@ -468,7 +480,7 @@ export class Admission<T> {
     if (attempt.costMs === 0) return;
     this.queue.serve(ask.className, ask.tenant, attempt.costMs);
     this.#rates.use(ask.tenant, attempt.tokens, now);
-    this.#onServed?.(ask.className, ask.tenant, attempt.costMs);
+    this.#onServed?.(ask.className, ask.tenant, attempt.costMs, now);
   }
 
   #takeOut(waiter: Waiter<T>, now: MonoMs): boolean {
@@ -486,7 +498,7 @@ export class Admission<T> {
 
   /** Notes when a class becomes overloaded, which cuts the waits of those already there, and when no longer. */
   #noteLoad(state: ClassState, now: MonoMs): void {
-    const { burstMs } = this.#options;
+    const burstMs = Math.max(this.#options.burstMs, burstPrompts * this.#port.promptMs());
     const { name } = state.spec;
     if (state.overloaded) {
       if (state.busySince === undefined && now - state.refusedAt > burstMs)

@@ -38,7 +38,7 @@ export interface AdmissionOptions {
   readonly bytesMax: number;
   /** Share of both that one tenant may have, 0 to 1. */
   readonly tenantShareMax: number;
-  /** A class whose queue has not been empty for so long is overloaded, ms: its waits are kept short from then on. */
+  /** A class whose queue has not been empty for so long, or for thirty usual prompts, is overloaded, ms: its waits are kept short from then on. */
   readonly burstMs: number;
   /** Longest predicted wait in an overloaded class, ms; 0 follows the usual time of a prompt. */
   readonly overloadWaitMs: number;
@@ -54,6 +54,6 @@ export const admissionDefaults: AdmissionOptions = {
   countMax: 4_096,
   bytesMax: 256 * 1024 * 1024,
   tenantShareMax: 0.5,
-  burstMs: 1_000,
+  burstMs: 2_000,
   overloadWaitMs: 0,
 };

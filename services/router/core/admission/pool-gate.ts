@@ -85,7 +85,6 @@ export class PoolGate<T> implements AdmissionPort<T> {
     const { admission } = options;
     this.#placer = placer;
     this.#lastReport = options.lastReport;
-    this.admission = new Admission(admission, this);
     this.rooms = new WorkerRooms(options.rooms);
     this.shares = new RouterShares({
       self: options.self,
@@ -96,6 +95,10 @@ export class PoolGate<T> implements AdmissionPort<T> {
         const { weight } = admission.tenants.get(tenant) ?? admission.tenantDefault;
         return { priority: spec.priority, weight: spec.weight * weight };
       },
+    });
+    const { shares } = this;
+    this.admission = new Admission(admission, this, (className, tenant, costMs, now) => {
+      shares.served(className, tenant, costMs, now);
     });
   }
 

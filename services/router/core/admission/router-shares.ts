@@ -6,7 +6,7 @@ export interface TenantDemand {
   readonly tenant: string;
   /** Worker time of its requests that wait there, ms. */
   readonly queuedMs: number;
-  /** Worker time served to it there since the router started, ms; never falls. */
+  /** Worker time served to it there since the router started, ms; falls only by what turns out to have been less. */
   readonly servedMs: number;
 }
 
@@ -47,7 +47,11 @@ const peerStaleMs = 500;
 /** What this router placed reaches its peers within so long, ms: one exchange and the way. */
 const unseenMs = 70;
 /** Ownership of what is left over changes so often, ms. Clocks of hosts must agree to a small part of it. */
-const roundMs = 100;
+const roundMs = 250;
+/** For so long after each change nobody owns it, ms. */
+const handOverMs = 50;
+/** Demands are weighed against what the pool can give within this time, ms. */
+const horizonMs = 100;
 /** Demands told to peers at once. */
 const demandsMax = 256;
 /** Shares are worked out anew so often, ms. */
@@ -93,7 +97,7 @@ export class RouterShares {
     this.#wallOffsetMs = ms;
   }
 
-  /** This router served a request. */
+  /** This router served a request, or one turned out to cost more or less. */
   served(className: string, tenant: string, costMs: number, now: MonoMs): void {
     const key = keyOf(className, tenant);
     let account = this.#accounts.get(key);
@@ -138,9 +142,9 @@ export class RouterShares {
     for (const { className, tenant, servedMs } of demands) {
       const key = keyOf(className, tenant);
       const before = peer.served.get(key) ?? (isNew ? servedMs : 0);
-      // A counter that went back belongs to a new life of the router.
-      const costMs = servedMs >= before ? servedMs - before : servedMs;
-      if (costMs > 0) services.push({ className, tenant, costMs });
+      // A counter that went far back belongs to a new life of the router.
+      const costMs = servedMs >= before / 2 ? servedMs - before : servedMs;
+      if (costMs !== 0) services.push({ className, tenant, costMs });
       peer.served.delete(key);
       peer.served.set(key, servedMs);
     }
@@ -201,7 +205,13 @@ export class RouterShares {
     }
     const room = Math.max(0, question.freeMs) + unseen;
     if (unseen + question.costMs <= share * room) return true;
-    return unseen <= share * room && this.#owner(question.worker, now) === this.#self;
+    if (this.#owner(question.worker, now) !== this.#self) return false;
+    // What the others can use of their parts in whole requests of this size is theirs.
+    let others = 0;
+    for (const [router, part] of this.#shares) {
+      if (router !== this.#self) others += Math.floor((part * room) / question.costMs);
+    }
+    return unseen < room - others * question.costMs;
   }
 
   /** This router's part of every worker's room, 0 to 1, as worked out last. */
@@ -238,7 +248,7 @@ export class RouterShares {
       if (now - peer.heardAt <= peerStaleMs) byRouter.set(name, peer.queued);
     }
     this.#shares.clear();
-    const capacityMs = Math.max(1, capacityMsPerMs * roundMs);
+    const capacityMs = Math.max(1, capacityMsPerMs * horizonMs);
     for (const [router, share] of divide(byRouter, this.#termsOf, capacityMs)) {
       this.#shares.set(router, share);
     }
@@ -246,7 +256,10 @@ export class RouterShares {
 
   /** Who has what is left of a worker's room at this moment: weighted rendezvous hashing. */
   #owner(worker: WorkerId, now: MonoMs): string | undefined {
-    const round = Math.floor((now + this.#wallOffsetMs) / roundMs);
+    const moment = now + this.#wallOffsetMs;
+    const round = Math.floor(moment / roundMs);
+    // What the owner before has placed is not known to all yet.
+    if (moment - round * roundMs < handOverMs) return undefined;
     let best: string | undefined;
     let bestScore = Infinity;
     for (const [router, share] of this.#shares) {

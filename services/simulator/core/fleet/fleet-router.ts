@@ -175,6 +175,8 @@ export class FleetRouter {
           const { member } = effect;
           const goodbye = effect.kind === "member_left" && effect.goodbye;
           if (effect.kind === "member_left" && !goodbye) break;
+          // What a peer said is not said again, or three routers would never fall silent.
+          if (effect.kind === "member_changed" && !effect.tellPeers) break;
           const notice = {
             workerId: member.workerId,
             dpRank: member.dpRank,
