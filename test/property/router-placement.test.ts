@@ -13,6 +13,7 @@ import type {
 import { rank } from "../../services/router/core/placement/place.ts";
 import { createPolicy } from "../../services/router/core/placement/policies.ts";
 import type { PolicyName } from "../../services/router/core/placement/policy.ts";
+import { plainCandidate } from "../../services/router/core/placement/row-candidate.ts";
 import type { PlaceInput, RouterCore } from "../../services/router/core/router-core.ts";
 import type { MonoMs, WorkerId } from "../../services/shared/core/ids.ts";
 import type { StepModel } from "../../services/shared/core/step-model.ts";
@@ -140,7 +141,7 @@ function checkAgainstPlain(core: RouterCore, input: PlaceInput, policy: PolicyNa
   // Before anything that the plain way asks of the book, which brings what the book keeps up to date.
   const decision = core.place({ ...input, dryRun: true }, now);
   const expected = expectedOf(core, input, policy, now);
-  expect(decision.candidates).toEqual(expected.kept);
+  expect(decision.candidates.map(plainCandidate)).toEqual(expected.kept);
   expect(decision.workerId).toBe(expected.kept[0]?.workerId);
   expect(decision.leftOut).toBe(expected.leftOut);
   expect(decision.filtered.map(({ workerId, reason }) => ({ workerId, reason }))).toEqual(

@@ -541,10 +541,14 @@ export class RouterCore {
       eligible,
       request,
       depths: blockCount > 0 ? this.#depths : undefined,
+      isBlind: policy.name === "kv-blind",
+      least: 1 + this.#options.fallbacksMax,
       now,
     };
-    const ranked = rank(this.#ranker.inputs(question), request, policy);
-    const ranking = shortRanking(ranked, 1 + this.#options.fallbacksMax);
+    const isOwn = policy.name === "kv" || policy.name === "kv-blind";
+    const ranking = isOwn
+      ? this.#ranker.rank(question)
+      : shortRanking(rank(this.#ranker.inputs(question), request, policy), question.least);
     return { ranking, request, policy };
   }
 

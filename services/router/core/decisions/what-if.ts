@@ -1,4 +1,5 @@
 import type { ScoredCandidate } from "../placement/candidate.ts";
+import { plainCandidate } from "../placement/row-candidate.ts";
 
 /**
  * The candidates of a decision under other weights: each term is multiplied by its weight (1 when not named).
@@ -14,7 +15,7 @@ export function reweigh(
       ms: t.ms * (weights.get(t.name) ?? 1),
     }));
     const costMs = terms.reduce((sum, t) => sum + t.ms, 0);
-    return { index, candidate: { ...candidate, terms, costMs } };
+    return { index, candidate: { ...plainCandidate(candidate), terms, costMs } };
   });
   weighed.sort((a, b) => a.candidate.costMs - b.candidate.costMs || a.index - b.index);
   return weighed.map((w) => w.candidate);

@@ -272,7 +272,7 @@ describe("WorkerBook", () => {
       book.renew(at(15));
       // The first answer grows by one of its 100 tokens a ms until 110; the second prompt is computed at 20.
       expect([read("linesUntil"), read("decoding"), read("answerRate")]).toEqual([20, 1, 1]);
-      expect([read("contextTokens"), read("tokensLeft")]).toEqual([1_005, 95]);
+      expect([read("contextBase"), read("tokensLeftBase")]).toEqual([1_005, 95]);
     });
 
     test("marks them as no longer right at each change", () => {

@@ -218,12 +218,16 @@ export class WorkerBook {
     values[at + column.linesUntil] = this.#linesUntil;
     values[at + column.prefillFreeAt] = this.#prefillFreeAt;
     values[at + column.decoding] = this.#decoding;
-    values[at + column.contextTokens] = this.#contextTokens;
+    values[at + column.contextBase] = this.#contextTokens;
     values[at + column.answerRate] = this.#answerRate;
-    values[at + column.tokensLeft] = this.#tokensLeft;
+    values[at + column.tokensLeftBase] = this.#tokensLeft;
+    values[at + column.queuedBase] = this.#queuedTokens;
+    values[at + column.queuedRate] = this.#queuedRate;
     values[at + column.openRequests] = this.#openRequests;
     values[at + column.foreignRequests] = this.foreignRequests;
     values[at + column.overdueMs] = this.#progress.overdueMs;
+    values[at + column.kvUsageRatio] = this.#report?.kvUsageRatio ?? 0;
+    values[at + column.waiting] = this.#report?.waiting ?? 0;
   }
 
   /** The oldest that decode count as those that ended unheard. */

@@ -5,27 +5,9 @@ import { leastRequests, PowerOfTwo, RandomChoice, roundRobin } from "./baselines
 import { PrefixTrie } from "./baselines/prefix-trie.ts";
 import { sessionHash } from "./baselines/session-hash.ts";
 import { Smg } from "./baselines/smg.ts";
-import type { CandidateInput, CostTerm } from "./candidate.ts";
-import { decodeWeight, estimate, type Estimate } from "./estimate.ts";
+import type { CandidateInput } from "./candidate.ts";
+import { estimate, termsOf } from "./estimate.ts";
 import type { PlacementPolicy, PolicyName } from "./policy.ts";
-
-/** A request that waits so long for its first token counts twice, one that waits longer more: nobody is left behind, ms. */
-const tailMs = 3_000;
-
-function expectedCompletion(expected: Estimate): CostTerm[] {
-  const { queueMs, memoryMs, stallMs, prefillMs } = expected;
-  const firstTokenMs = queueMs + memoryMs + stallMs + prefillMs;
-  return [
-    { name: "queue", ms: queueMs },
-    { name: "memory", ms: memoryMs },
-    { name: "stall", ms: stallMs },
-    { name: "prefill", ms: prefillMs },
-    { name: "tail", ms: (firstTokenMs * firstTokenMs) / tailMs },
-    { name: "decode", ms: decodeWeight * expected.decodeMs },
-    { name: "slowdown", ms: expected.slowdownMs },
-    { name: "eviction", ms: expected.evictionMs },
-  ];
-}
 
 /** The candidate as if nothing of the prompt were cached anywhere. */
 function withoutOverlap(candidate: CandidateInput): CandidateInput {
@@ -37,7 +19,7 @@ const kv: PlacementPolicy = {
   score: (candidates, request) =>
     candidates.map((candidate) => {
       const expected = estimate(candidate, request);
-      return { terms: expectedCompletion(expected), expected };
+      return { terms: termsOf(expected), expected };
     }),
 };
 
@@ -46,7 +28,7 @@ const kvBlind: PlacementPolicy = {
   name: "kv-blind",
   score: (candidates, request) =>
     candidates.map((candidate) => ({
-      terms: expectedCompletion(estimate(withoutOverlap(candidate), request)),
+      terms: termsOf(estimate(withoutOverlap(candidate), request)),
     })),
 };
 
