@@ -152,19 +152,31 @@ class Fields {
   specKind: string | undefined;
 }
 
+/** Keys of a map as their bytes, in the order in which vLLM writes them: one comparison finds the next. */
+const keys = fieldNames.map((name) =>
+  Uint8Array.of(0xa0 | name.length, ...new TextEncoder().encode(name)),
+);
+
 function readMapEvent(reader: MsgpackReader): KvEvent | undefined {
   const start = reader.offset;
   const length = reader.mapHeader(fieldCountMax);
   const fields = new Fields();
   let type: number | undefined;
   let sawType = false;
+  let expected = 0;
   for (let i = 0; i < length; i++) {
-    if (!reader.atText()) {
+    const key = keys[expected];
+    let name: FieldName | undefined;
+    if (key !== undefined && reader.take(key)) {
+      name = fieldNames[expected++];
+    } else if (reader.atText()) {
+      name = lookUp(reader, fieldsByLength);
+      if (name !== undefined) expected = fieldNames.indexOf(name) + 1;
+    } else {
       reader.skip();
       reader.skip();
       continue;
     }
-    const name = lookUp(reader, fieldsByLength);
     // Fields of an event type that is not known may mean something else, so they are not read.
     const isForeign = sawType && type === undefined;
     if (name === undefined || isForeign) reader.skip();

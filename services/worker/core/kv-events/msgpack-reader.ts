@@ -78,6 +78,15 @@ export class MsgpackReader {
     return tag < 0x80 || tag >= 0xe0 || (tag >= 0xcc && tag <= 0xd3);
   }
 
+  /** Takes the value that starts here if its bytes are these. */
+  take(value: Uint8Array): boolean {
+    const { bytes } = this;
+    const at = this.#at;
+    for (let i = 0; i < value.length; i++) if (bytes[at + i] !== value[i]) return false;
+    this.#at = at + value.length;
+    return true;
+  }
+
   /** Takes a nil if there is one. */
   takeNil(): boolean {
     if (this.peek() !== 0xc0) return false;
