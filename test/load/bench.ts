@@ -27,6 +27,12 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
       "CPU of a router whose workers only report that they have nothing to do\n" +
       "  --members 1000  --interval 1000 (ms)  --rounds 5  --seconds 4  --profile  --top 20  --json",
   },
+  h2: {
+    file: "h2-bench.ts",
+    about:
+      "the lean HTTP/2 server against grpc-js, CPU per exchange without a decision\n" +
+      "  --rounds 5  --sizes 4,64,512 (KB)  --concurrency 32  --json",
+  },
   index: {
     file: "kv-index-bench.ts",
     about:
@@ -35,7 +41,9 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
   },
   tokenizer: {
     file: "tokenizer-bench.ts",
-    about: "tokenizer against the native package, MB per CPU-second\n  --rounds 5  --json",
+    about:
+      "tokenizer against the native package, MB per CPU-second\n" +
+      "  --rounds 3  --corpus 62 (MB)  --sample 12  --json",
   },
   events: {
     file: "events-bench.ts",
