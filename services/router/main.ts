@@ -25,6 +25,7 @@ import { AccessOutcomes } from "./edge/access-outcomes.ts";
 import { createAdsService } from "./edge/ads-server.ts";
 import { admissionGauges, AdmissionTimer } from "./edge/admission-timer.ts";
 import { Decider } from "./edge/decider.ts";
+import { DemandExchange } from "./edge/demand-exchange.ts";
 import { EffectRunner } from "./edge/effect-runner.ts";
 import { createHotServer, extProcName } from "./edge/hot-server.ts";
 import { createMembershipService } from "./edge/membership-server.ts";
@@ -340,6 +341,8 @@ async function startRouter(config: Config): Promise<RunningService> {
     routes: operationsRoutes(registry, () => readiness.state === "serving"),
   });
   peers.start();
+  const demand = new DemandExchange({ core, peers, clock });
+  if (config.peers.length > 0) demand.start();
 
   const ticker = setInterval(() => {
     const now = clock.now();
@@ -378,6 +381,7 @@ async function startRouter(config: Config): Promise<RunningService> {
       await clock.sleep(Math.max(serveMs, farewellMs));
       clearInterval(ticker);
       admissionTimer.stop();
+      demand.stop();
       core.stopWaiting(clock.now());
       placements.close();
       topology.close();

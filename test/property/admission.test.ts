@@ -236,9 +236,11 @@ describe("Admission under overload", () => {
       tenants: [{ name: "", className: "", load: 10, meanMs: 40 }],
     });
     const served = pool.ends.filter((end) => end.kind === "served");
+    // The beginning may pass for a burst, in which requests may wait for longer.
+    const steady = served.filter((end) => end.at > 10_000);
     const work = served.reduce((sum, end) => sum + end.request.costMs, 0);
     expect(work / (8 * forMs)).toBeGreaterThan(0.99);
-    const waits = served.map((end) => end.waitedMs).sort((a, b) => a - b);
+    const waits = steady.map((end) => end.waitedMs).sort((a, b) => a - b);
     expect(waits[Math.floor(waits.length * 0.99)]).toBeLessThan(250);
     const refused = pool.ends.filter((end) => end.kind === "refused");
     const late = refused.filter((end) => end.waitedMs > 50);

@@ -273,6 +273,7 @@ export class RouterCore {
    * on their engines; their records reach other routers, and reports and hard ends close the rest.
    */
   routerLost(router: string, now: MonoMs): void {
+    for (const gate of this.#gates.values()) gate.shares.routerLost(router);
     for (const member of this.members.routerLost(router, now)) {
       this.#memberChanged(member, false);
     }
@@ -429,6 +430,14 @@ export class RouterCore {
   /** Waiting demand and service of each pool, for the other routers. */
   demand(now: MonoMs): { readonly pool: string; readonly tenants: readonly TenantDemand[] }[] {
     return [...this.#gates].map(([pool, gate]) => ({ pool, tenants: gate.demand(now) }));
+  }
+
+  /** Whether requests wait here or at another router. */
+  isShort(now: MonoMs): boolean {
+    for (const { admission, shares } of this.#gates.values()) {
+      if (admission.waitingCount > 0 || shares.isDivided(now)) return true;
+    }
+    return false;
   }
 
   /** What another router says of its demand in a pool. */

@@ -1,6 +1,7 @@
-import type { Decision, Observation } from "../core/decisions/decision.ts";
+import type { Decision, DecisionAdmission, Observation } from "../core/decisions/decision.ts";
 import type { ScoredCandidate } from "../core/placement/candidate.ts";
 import type {
+  Admission as WireAdmission,
   Candidate,
   Decision as WireDecision,
   Observation as WireObservation,
@@ -61,6 +62,20 @@ export function decisionToWire(decision: Decision): WireDecision {
     indexAgeMs: decision.indexAgeMs,
     loadOnlyReason: decision.loadOnlyReason,
     traceparent: decision.traceparent,
+    admission: decision.admission === undefined ? undefined : admissionToWire(decision.admission),
     leftOut: decision.leftOut,
+  };
+}
+
+function admissionToWire(admission: DecisionAdmission): WireAdmission {
+  return {
+    className: admission.className,
+    tenant: admission.tenant,
+    waitedMs: admission.waitedMs,
+    position: admission.position,
+    blockedBy: admission.blockedBy,
+    shedReason: admission.shedReason,
+    retryAfterMs: admission.retryAfterMs,
+    chargedMs: admission.chargedMs,
   };
 }

@@ -1,3 +1,4 @@
+import { takeDemand } from "./demand-exchange.ts";
 import type { ServerDuplexStream } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import type { Clock } from "../../shared/core/clock.ts";
@@ -245,6 +246,9 @@ export class PeerService {
         break;
       case "batch":
         for (const { event } of message.value.events) this.#event(event, now);
+        break;
+      case "demand":
+        takeDemand(core, peer.instance, message.value, now);
         break;
       case "goodbye":
         peer.holds.clear();
