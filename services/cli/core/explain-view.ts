@@ -69,6 +69,16 @@ function heading(decision: Decision): string[] {
   ];
   if (decision.endpoints.length > 0) facts.push(["endpoints", endpointsText(decision.endpoints)]);
   if (decision.loadOnlyReason !== "") facts.push(["by load only", decision.loadOnlyReason]);
+  const { admission } = decision;
+  if (admission !== undefined && admission.waitedMs > 0) {
+    const { className, waitedMs, position, blockedBy } = admission;
+    const queue = `${String(position)} before it in class ${className}, for ${blockedBy}`;
+    facts.push(["waited", `${formatMs(waitedMs)}, ${queue}`]);
+  }
+  if (admission !== undefined && admission.shedReason !== "") {
+    const retry = formatMs(admission.retryAfterMs);
+    facts.push(["shed", `${admission.shedReason}, told to try again in ${retry}`]);
+  }
   facts.push(["index age", formatMs(decision.indexAgeMs)]);
   return textTable([{ title: "" }, { title: "" }], facts);
 }
