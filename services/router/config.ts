@@ -113,6 +113,10 @@ export const RouterConfig = z.strictObject({
     .strictObject({
       /** Answer length assumed before any answer was seen, tokens. */
       outputTokensDefault: z.number().int().min(1).default(256),
+      /** What a worker costs that did not serve the request's conversation last, ms; 0 for no such preference. */
+      affinityMs: z.number().min(0).max(60_000).default(5),
+      /** Conversations whose worker is remembered. */
+      sessionsMax: z.number().int().min(0).max(10_000_000).default(65_536),
       /** Fallback endpoints named beside the first choice. */
       fallbacksMax: z.number().int().min(0).max(16).default(3),
       /** In full duplex name the first choice alone unless set (gateways may read one address only). */

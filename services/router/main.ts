@@ -118,6 +118,8 @@ async function startRouter(config: Config): Promise<RunningService> {
     decisionsMax: config.limits.decisionsMax,
     outputTokensDefault: config.placement.outputTokensDefault,
     fallbacksMax: config.placement.fallbacksMax,
+    affinityMs: config.placement.affinityMs,
+    sessionsMax: config.placement.sessionsMax,
     ...admissionFromConfig(config.admission),
   });
   const runtimes = new ModelRuntimes({

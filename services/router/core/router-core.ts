@@ -6,6 +6,7 @@ import { decodeCostMs, estimateOf, PoolGate, workMs } from "./admission/pool-gat
 import type { Attempt, LateRefusal } from "./admission/admission.ts";
 import { classFor, type RequestHints } from "./admission/request-hints.ts";
 import type { TenantDemand } from "./admission/router-shares.ts";
+import { SessionHomes } from "./admission/session-homes.ts";
 import type { AskEstimate, Refusal, Waiter } from "./admission/waiter.ts";
 import { roomDefaults, type RoomOptions } from "./admission/worker-rooms.ts";
 import { DecisionLog } from "./decisions/decision-log.ts";
@@ -56,6 +57,10 @@ export interface RouterCoreOptions {
   readonly admission?: AdmissionOptions;
   /** When a worker has room; `roomDefaults` when absent. */
   readonly rooms?: RoomOptions;
+  /** What a request costs on another worker than the one that served its conversation last, ms; 0 when absent. */
+  readonly affinityMs?: number;
+  /** Conversations remembered for that; 65,536 when absent. */
+  readonly sessionsMax?: number;
 }
 
 /** A request to place. */
@@ -135,6 +140,10 @@ interface GatePass {
   readonly waiter: Waiter<AdmittedRequest> | undefined;
 }
 
+type Mutable<T> = { -readonly [K in keyof T]: T[K] };
+
+/** A conversation that has been silent for so long has no worker of its own any more, ms. */
+const sessionKeptMs = 600_000;
 /** Pools that may have a gate of their own. */
 const gatesMax = 256;
 /**
@@ -161,6 +170,7 @@ export class RouterCore {
   readonly #policies = new Map<string, PlacementPolicy>();
   readonly #turns = new Map<string, number>();
   readonly #gates = new Map<string, Gate>();
+  readonly #homes: SessionHomes;
   #isPumping = false;
   #wallOffsetMs = 0;
   readonly #depths: Uint32Array;
@@ -179,6 +189,10 @@ export class RouterCore {
       workersMax: membersMax,
       blocksMax: options.blocksMax,
       setsMax: 1 << 18,
+    });
+    this.#homes = new SessionHomes({
+      sessionsMax: (options.affinityMs ?? 0) > 0 ? (options.sessionsMax ?? 65_536) : 0,
+      keptMs: sessionKeptMs,
     });
     this.#depths = new Uint32Array(membersMax);
     this.#table = new PlacementTable({ book: this.book });
@@ -536,7 +550,7 @@ export class RouterCore {
     const blockCount = input.hashes.length / 2;
     if (blockCount > 0) this.index.matchPrefix(input.hashes, blockCount, this.#depths);
     const turn = this.#turns.get(input.pool) ?? 0;
-    const request: PolicyRequest = {
+    const request: Mutable<PolicyRequest> = {
       promptTokens: input.promptTokens,
       expectedOutputTokens,
       hashes: input.hashes,
@@ -545,6 +559,11 @@ export class RouterCore {
       turn,
       now,
     };
+    const home = this.#homes.homeOf(session, now);
+    if (home !== undefined && this.members.get(home)?.pool === input.pool) {
+      request.home = home;
+      request.affinityMs = this.#options.affinityMs ?? 0;
+    }
     const policy = this.#policyFor(input.pool);
     const question = {
       eligible,
@@ -621,6 +640,7 @@ export class RouterCore {
       );
     }
     if (!input.dryRun) {
+      this.#homes.placed(request.session, chosen.workerId, now);
       const { workerId, matchedBlocks, predictedTtftMs } = chosen;
       policy.placed?.(request, {
         decisionId: decision.id,

@@ -31,6 +31,10 @@ export interface CandidateInput {
 export interface PlacementRequest {
   readonly promptTokens: number;
   readonly expectedOutputTokens: number;
+  /** Worker that served the request's conversation last. */
+  readonly home?: WorkerId | undefined;
+  /** What going anywhere else costs then, ms. */
+  readonly affinityMs?: number;
 }
 
 /** Names of cost terms, in the order in which they are shown. From `turn` on they belong to baselines and count no ms. */
@@ -43,6 +47,7 @@ export const costTerms = [
   "decode",
   "slowdown",
   "eviction",
+  "affinity",
   "turn",
   "open",
   "choice",

@@ -1,3 +1,4 @@
+import type { WorkerId } from "../../../shared/core/ids.ts";
 import { column, rowLength } from "../load/worker-columns.ts";
 import type { CandidateInput, CostTerm, CostTermName, PlacementRequest } from "./candidate.ts";
 
@@ -175,10 +176,20 @@ export const ownTerms = [
   "decode",
   "slowdown",
   "eviction",
+  "affinity",
 ] as const satisfies readonly CostTermName[];
 
-/** Our own cost from what `estimateRow` wrote: the sum of its terms, which it writes to `terms`, ms. */
-export function costOf(times: Float64Array, terms: Float64Array): number {
+/** What a worker costs for not being the one that served the conversation last, ms. */
+export function affinityOf(worker: WorkerId, request: PlacementRequest): number {
+  const { home, affinityMs = 0 } = request;
+  return home === undefined || home === worker ? 0 : affinityMs;
+}
+
+/**
+ * Our own cost from what `estimateRow` wrote, and the price of leaving the conversation's worker: the sum of its terms,
+ * which it writes to `terms`, ms.
+ */
+export function costOf(times: Float64Array, terms: Float64Array, affinityMs: number): number {
   const queueMs = times[estimated.queueMs] as number;
   const memoryMs = times[estimated.memoryMs] as number;
   const stallMs = times[estimated.stallMs] as number;
@@ -196,7 +207,9 @@ export function costOf(times: Float64Array, terms: Float64Array): number {
   terms[5] = decode;
   terms[6] = slowdownMs;
   terms[7] = evictionMs;
-  return queueMs + memoryMs + stallMs + prefillMs + tail + decode + slowdownMs + evictionMs;
+  terms[8] = affinityMs;
+  const own = queueMs + memoryMs + stallMs + prefillMs + tail + decode + slowdownMs + evictionMs;
+  return own + affinityMs;
 }
 
 const row = new Float64Array(rowLength);
@@ -238,7 +251,7 @@ export function estimate(candidate: CandidateInput, request: PlacementRequest): 
 }
 
 /** `costOf` as terms by name. */
-export function termsOf(expected: Estimate): CostTerm[] {
+export function termsOf(expected: Estimate, affinityMs: number): CostTerm[] {
   times[estimated.queueMs] = expected.queueMs;
   times[estimated.memoryMs] = expected.memoryMs;
   times[estimated.stallMs] = expected.stallMs;
@@ -246,6 +259,6 @@ export function termsOf(expected: Estimate): CostTerm[] {
   times[estimated.decodeMs] = expected.decodeMs;
   times[estimated.slowdownMs] = expected.slowdownMs;
   times[estimated.evictionMs] = expected.evictionMs;
-  costOf(times, terms);
+  costOf(times, terms, affinityMs);
   return ownTerms.map((name, i) => ({ name, ms: terms[i] as number }));
 }

@@ -102,6 +102,11 @@ export class PlacementTable {
     return this.#workers[row] as TableWorker;
   }
 
+  /** The row of a worker; −1 when it is not a member. */
+  rowOf(id: WorkerId): number {
+    return this.#byId.get(id)?.row ?? -1;
+  }
+
   /** A member joined, or anything that it says of itself changed. */
   memberChanged(member: Member, speed: KnownSpeed): void {
     const worker = this.#byId.get(member.key) ?? this.#enter(member, speed.steps);

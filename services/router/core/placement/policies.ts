@@ -6,7 +6,7 @@ import { PrefixTrie } from "./baselines/prefix-trie.ts";
 import { sessionHash } from "./baselines/session-hash.ts";
 import { Smg } from "./baselines/smg.ts";
 import type { CandidateInput } from "./candidate.ts";
-import { estimate, termsOf } from "./estimate.ts";
+import { affinityOf, estimate, termsOf } from "./estimate.ts";
 import type { PlacementPolicy, PolicyName } from "./policy.ts";
 
 /** The candidate as if nothing of the prompt were cached anywhere. */
@@ -19,7 +19,7 @@ const kv: PlacementPolicy = {
   score: (candidates, request) =>
     candidates.map((candidate) => {
       const expected = estimate(candidate, request);
-      return { terms: termsOf(expected), expected };
+      return { terms: termsOf(expected, affinityOf(candidate.workerId, request)), expected };
     }),
 };
 
@@ -28,7 +28,10 @@ const kvBlind: PlacementPolicy = {
   name: "kv-blind",
   score: (candidates, request) =>
     candidates.map((candidate) => ({
-      terms: termsOf(estimate(withoutOverlap(candidate), request)),
+      terms: termsOf(
+        estimate(withoutOverlap(candidate), request),
+        affinityOf(candidate.workerId, request),
+      ),
     })),
 };
 

@@ -65,6 +65,9 @@ export class RowRanker {
   #depths: Uint32Array | undefined;
   #reusableTokens = 0;
   #now = 0;
+  /** Row of the worker that served the conversation last; −1 for none. */
+  #home = -1;
+  #affinityMs = 0;
   /** Of the row whose cost was worked out last. */
   readonly #times = new Float64Array(estimatedCount);
   readonly #terms = new Float64Array(ownTerms.length);
@@ -127,6 +130,10 @@ export class RowRanker {
     this.#depths = depths;
     this.#reusableTokens = reusableTokens(request.promptTokens, this.#blockTokens);
     this.#now = now;
+    const { home, affinityMs = 0 } = request;
+    this.#home = home === undefined ? -1 : this.#table.rowOf(home);
+    // Once that worker has left, any other is as good as the next.
+    this.#affinityMs = home === undefined ? 0 : affinityMs;
   }
 
   #all(question: RankQuestion): RowCandidate[] {
@@ -213,7 +220,7 @@ export class RowRanker {
     values[at + column.matchedTokens] = isBlind ? 0 : this.#matchedTokens(slot);
     const { promptTokens, expectedOutputTokens } = this.#request;
     estimateRow(values, at, promptTokens, expectedOutputTokens, this.#times);
-    return costOf(this.#times, this.#terms);
+    return costOf(this.#times, this.#terms, row === this.#home ? 0 : this.#affinityMs);
   }
 
   #candidate(row: number): RowCandidate {
