@@ -11,6 +11,7 @@ import type { AskEstimate, Refusal, Waiter } from "./admission/waiter.ts";
 import { roomDefaults, type RoomOptions } from "./admission/worker-rooms.ts";
 import { DecisionLog } from "./decisions/decision-log.ts";
 import type {
+  AnswerForm,
   CachedDifference,
   Decision,
   DecisionAdmission,
@@ -74,6 +75,8 @@ export interface PlaceInput {
   readonly tokensMax: number | undefined;
   /** Key of the conversation that it belongs to; absent or empty when its caller names none. */
   readonly session?: string;
+  /** How its answer is asked for; absent when unknown. Nothing is learned of first tokens unless it is streamed. */
+  readonly answer?: AnswerForm;
   readonly loadOnlyReason: string;
   /** Only these endpoints may serve; `undefined` means all. */
   readonly subset: ReadonlySet<string> | undefined;
@@ -120,6 +123,7 @@ export type RouterEffect =
 
 /** Times that an access-log record tells. */
 export interface ServedRecord {
+  /** To the first byte of the answer's body, whether it is a first token or not. */
   readonly ttftMs: number;
   readonly durationMs: number;
   readonly servedEndpoint: string;
@@ -599,9 +603,12 @@ export class RouterCore {
     let ordered = ranking.candidates;
     if (pass !== undefined) {
       const { hints } = pass.request;
-      const ask = { ...request, itlMs: hints.itlMs ?? this.#classOf(pass).itlMs };
-      const { className } = this.#accountOf(pass);
-      const account = { className, tenant: hints.tenant };
+      const account = this.#accountOf(pass);
+      const ask = {
+        promptTokens: request.promptTokens,
+        expectedOutputTokens: request.expectedOutputTokens,
+        itlMs: hints.itlMs ?? pass.gate.admission.classOf(account.className).itlMs,
+      };
       let choice = pass.gate.choose(ordered, ask, account, now);
       if (ranking.leftOut > 0 && !(choice.kind === "take" && choice.index === 0)) {
         // The best has no room for it, so every worker counts.
@@ -671,10 +678,6 @@ export class RouterCore {
       shedReason: "",
       retryAfterMs: 0,
     };
-  }
-
-  #classOf(pass: GatePass) {
-    return pass.gate.admission.classOf(this.#accountOf(pass).className);
   }
 
   #accountOf(pass: GatePass): { readonly className: string; readonly tenant: string } {
@@ -784,15 +787,17 @@ export class RouterCore {
     const servedAsPicked = record.servedEndpoint === (decision.endpoints[0] ?? "");
     const cachedBlocks = this.#observers.get(decision.workerId)?.finish(decisionId);
     const cached = this.#cachedTokens(decision, servedAsPicked ? cachedBlocks : undefined, record);
+    const isStreamed = decision.answer === "stream";
     const observation: Observation = {
       ...record,
       ...cached,
+      ttftMs: isStreamed ? record.ttftMs : 0,
       servedAsPicked,
       closedBy: "access_log",
     };
     decision.observed = observation;
     if (chosen !== undefined && servedAsPicked && record.ttftMs > 0 && record.status === 200) {
-      this.#learn(decision, observation, chosen.load.prefillBacklogMs);
+      if (isStreamed) this.#learn(decision, observation, chosen.load.prefillBacklogMs);
       this.#settleCharge(decision, chosen, observation, now);
     }
     if (closed !== undefined) this.#closed(closed, observation);
@@ -808,7 +813,10 @@ export class RouterCore {
   ): void {
     const { admission } = decision;
     if (admission === undefined) return;
-    const decodeMs = Math.max(0, observed.durationMs - observed.ttftMs);
+    // Where an answer that came whole had its first token is not seen, so it counts as it was predicted.
+    const ttftMs =
+      observed.ttftMs > 0 ? observed.ttftMs : admission.waitedMs + chosen.predictedTtftMs;
+    const decodeMs = Math.max(0, observed.durationMs - ttftMs);
     const costMs = decodeCostMs(chosen, decision, decodeMs) - admission.chargedDecodeMs;
     const { className, tenant } = admission;
     this.#gates.get(decision.pool)?.admission.correct(className, tenant, costMs, now);
@@ -838,14 +846,15 @@ export class RouterCore {
     cachedBlocks: number | undefined,
     record: ServedRecord,
   ): { cachedTokens: number; cachedDifference: CachedDifference } {
-    if (cachedBlocks === undefined || record.ttftMs <= 0) {
+    const block = this.#options.blockSizeTokens;
+    const reusable = reusableTokens(decision.promptTokens, block);
+    const isRead = decision.loadOnlyReason === "";
+    // A prompt without a full block before its last token has nothing to reuse, whatever the engine did.
+    const blocks = isRead && reusable === 0 ? 0 : cachedBlocks;
+    if (blocks === undefined || record.ttftMs <= 0) {
       return { cachedTokens: -1, cachedDifference: "unknown" };
     }
-    const block = this.#options.blockSizeTokens;
-    const cachedTokens = Math.min(
-      cachedBlocks * block,
-      reusableTokens(decision.promptTokens, block),
-    );
+    const cachedTokens = Math.min(blocks * block, reusable);
     const predicted = decision.candidates[0]?.matchedTokens ?? 0;
     const suspect = decision.candidates[0]?.suspect === true;
     const cachedDifference =
@@ -1016,6 +1025,7 @@ export class RouterCore {
       decideUs: 0,
       pool: input.pool,
       model: input.model,
+      answer: input.answer ?? "",
       policy,
       promptTokens: input.promptTokens,
       promptBlocks: input.hashes.length / 2,

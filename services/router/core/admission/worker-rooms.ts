@@ -190,15 +190,19 @@ export class WorkerRooms {
     // An idle worker takes anything: what does not fit then never will.
     if (openRequests <= 0) return { at: now, isFull: false };
     const { openMax, kvRatioMax } = this.#options;
-    const fullUntil = { at: now + lookAgainMs, isFull: true };
-    if (openRequests >= openMax) return fullUntil;
+    if (openRequests >= openMax) return full(now);
     if (report !== undefined && capacityTokens > 0) {
       const unseen = this.#workers.get(worker)?.unseenTokens ?? 0;
       const planned = report.kvUsageRatio * capacityTokens + unseen + question.newTokens;
-      if (planned > kvRatioMax * capacityTokens) return fullUntil;
+      if (planned > kvRatioMax * capacityTokens) return full(now);
     }
-    if (question.itlMs > 0 && question.stepMs > question.itlMs) return fullUntil;
+    if (question.itlMs > 0 && question.stepMs > question.itlMs) return full(now);
     const overMs = this.backlogMs(worker, question.bookBacklogMs, now) - this.queueMsTarget;
     return { at: now + Math.max(0, overMs), isFull: false };
   }
+}
+
+/** No clock ends this; something has to be heard. */
+function full(now: number): Room {
+  return { at: now + lookAgainMs, isFull: true };
 }
