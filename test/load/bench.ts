@@ -21,6 +21,12 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
       "CPU of the real Envoy with the router's filter, and what the filter adds to a first byte\n" +
       "  --sizes 4,64,220,512 (KB)  --rounds 5  --clients 100  --json",
   },
+  placement: {
+    file: "placement-bench.ts",
+    about:
+      "CPU of a decision of the router's core, without transport and tokenizing, by size of the pool\n" +
+      "  --members 8,64,256,1000  --rounds 5  --json",
+  },
   idle: {
     file: "idle-bench.ts",
     about:

@@ -33,6 +33,10 @@ import {
 const block = 16;
 const outputTokensDefault = 100;
 const keptOfLargePool = 16;
+const affinityMs = 5;
+
+/** By session: the worker that got its last request. */
+type Homes = ReadonlyMap<string, WorkerId>;
 
 interface Expected {
   readonly kept: readonly ScoredCandidate[];
@@ -99,6 +103,7 @@ function expectedOf(
   core: RouterCore,
   input: PlaceInput,
   policy: PolicyName,
+  homes: Homes,
   now: MonoMs,
 ): Expected {
   const members = [...core.members.ofPool(input.pool)].sort((a, b) => (a.key < b.key ? -1 : 1));
@@ -116,8 +121,11 @@ function expectedOf(
     1,
     means.length === 0 ? outputTokensDefault : Math.round(mean),
   );
-  const { promptTokens, hashes } = input;
-  const request = policyRequest({ promptTokens, expectedOutputTokens, hashes, turn: 0, now });
+  const { promptTokens, hashes, pool, session = "" } = input;
+  const plain = { promptTokens, expectedOutputTokens, hashes, turn: 0, now };
+  const home = homes.get(session);
+  const isHome = home !== undefined && core.members.get(home)?.pool === pool;
+  const request = policyRequest(isHome ? { ...plain, home, affinityMs } : plain);
   const candidates = eligible.map(({ member }) => candidateOf(core, member, input, now));
   const ranking = rank(candidates, request, createPolicy(policy, 0));
   const few = (count: number) => (count <= 64 ? count : keptOfLargePool);
@@ -136,11 +144,12 @@ function expectedOf(
   };
 }
 
-function checkAgainstPlain(core: RouterCore, input: PlaceInput, policy: PolicyName, now: MonoMs) {
+function checkAgainstPlain(mesh: Mesh, input: PlaceInput, policy: PolicyName, now: MonoMs) {
+  const { core } = mesh;
   core.setPolicy(input.pool, policy);
   // Before anything that the plain way asks of the book, which brings what the book keeps up to date.
   const decision = core.place({ ...input, dryRun: true }, now);
-  const expected = expectedOf(core, input, policy, now);
+  const expected = expectedOf(core, input, policy, mesh.homes, now);
   expect(decision.candidates.map(plainCandidate)).toEqual(expected.kept);
   expect(decision.workerId).toBe(expected.kept[0]?.workerId);
   expect(decision.leftOut).toBe(expected.leftOut);
@@ -231,6 +240,7 @@ function announcedSteps(worker: number): StepModel | undefined {
 /** Plays one event into the core. Anything may come at any time; what the core refuses has not happened. */
 class Mesh {
   readonly core: RouterCore;
+  readonly homes = new Map<string, WorkerId>();
   readonly #streams = new Map<number, number>();
   readonly #lives = new Map<number, number>();
   readonly #seqs = new Map<WorkerId, number>();
@@ -267,8 +277,11 @@ class Mesh {
     const { core } = this;
     switch (e.kind) {
       case "place": {
-        const decision = core.place(this.ask(e), now);
-        if (decision.outcome.kind === "placed") this.#open.push(decision.id);
+        const input = this.ask(e);
+        const decision = core.place(input, now);
+        if (decision.workerId === undefined) break;
+        this.#open.push(decision.id);
+        if (input.session !== "") this.homes.set(input.session ?? "", decision.workerId);
         break;
       }
       case "served": {
@@ -336,7 +349,9 @@ class Mesh {
   ask(e: { prompt: number; blocks: number; tokensMore: number }): PlaceInput {
     const promptTokens = Math.max(1, e.blocks * block + e.tokensMore);
     const hashes = promptHashes(e.prompt, e.blocks);
-    return placeInput({ requestId: `q${this.#ids++}`, promptTokens, hashes });
+    // One prompt in three belongs to no conversation.
+    const session = e.prompt % 3 === 0 ? "" : `s${e.prompt}`;
+    return placeInput({ requestId: `q${this.#ids++}`, promptTokens, hashes, session });
   }
 
   #member(kind: string, worker: number, now: MonoMs): void {
@@ -377,7 +392,7 @@ describe("placement from the table beside placement from objects", () => {
         fc.array(fc.tuple(event, pause), { maxLength: 60, size: "max" }),
         fc.array(question, { minLength: 1, maxLength: 3 }),
         (events, questions) => {
-          const mesh = new Mesh(routerCore({ outputTokensDefault }));
+          const mesh = new Mesh(routerCore({ outputTokensDefault, affinityMs }));
           const { core } = mesh;
           let now = at(1_000);
           for (let worker = 0; worker < 5; worker++) mesh.hello(worker, now);
@@ -402,7 +417,7 @@ describe("placement from the table beside placement from objects", () => {
               subset: subset === undefined ? undefined : new Set([subset]),
               loadOnlyReason: isUnread ? "no_tokenizer" : "",
             };
-            checkAgainstPlain(core, input, policy, now);
+            checkAgainstPlain(mesh, input, policy, now);
           }
         },
       ),
@@ -419,7 +434,7 @@ describe("placement from the table beside placement from objects", () => {
         }),
         fc.nat(40),
         (count, busy, unready) => {
-          const core = routerCore({ membersMax: 128, outputTokensDefault });
+          const core = routerCore({ membersMax: 128, outputTokensDefault, affinityMs });
           const mesh = new Mesh(core);
           const now = at(1_000);
           for (let worker = 0; worker < count; worker++) mesh.hello(worker, now);
@@ -434,7 +449,7 @@ describe("placement from the table beside placement from objects", () => {
             mesh.play({ kind: "unready", worker }, now);
           const input = mesh.ask({ prompt: 2, blocks: 80, tokensMore: 5 });
           for (const policy of ["kv", "kv-blind", "least-requests"] as const) {
-            checkAgainstPlain(core, input, policy, at(now + 20));
+            checkAgainstPlain(mesh, input, policy, at(now + 20));
           }
           const decision = core.place({ ...input, dryRun: true }, now);
           const listed = decision.candidates.length + decision.filtered.length;

@@ -25,9 +25,9 @@ export interface WorkerLoad {
 /** Requests that an engine may report beyond the book without counting as other traffic: they are on their way. */
 const foreignSlack = 2;
 
-/** Whole tokens on a line, `elapsedMs` after it was drawn. */
-export function tokensOnLine(base: number, rate: number, elapsedMs: number): number {
-  return Math.max(0, Math.round(base + rate * elapsedMs));
+/** Tokens as they are counted: whole, and never less than none. */
+export function wholeTokens(tokens: number): number {
+  return tokens > 0 ? Math.floor(tokens + 0.5) : 0;
 }
 
 /**
@@ -199,10 +199,10 @@ export class WorkerBook {
     return {
       openRequests: this.#openRequests,
       prefillBacklogMs: Math.max(0, this.#prefillFreeAt - now),
-      queuedPrefillTokens: tokensOnLine(this.#queuedTokens, this.#queuedRate, elapsedMs),
+      queuedPrefillTokens: wholeTokens(this.#queuedTokens + this.#queuedRate * elapsedMs),
       decoding: this.#decoding,
-      decodingContextTokens: tokensOnLine(this.#contextTokens, this.#answerRate, elapsedMs),
-      decodingTokensLeft: tokensOnLine(this.#tokensLeft, -this.#answerRate, elapsedMs),
+      decodingContextTokens: wholeTokens(this.#contextTokens + this.#answerRate * elapsedMs),
+      decodingTokensLeft: wholeTokens(this.#tokensLeft - this.#answerRate * elapsedMs),
       overdueMs: this.#progress.overdueMs,
     };
   }

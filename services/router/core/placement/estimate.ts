@@ -69,7 +69,7 @@ function stallOf(overdueMs: number, longestStepMs: number): number {
   return Math.max(0, overdueMs - Math.min(stallAfterMsMax, allowedMs));
 }
 
-/** Places of `Estimate` in what `estimateRow` writes. */
+/** Places of `Estimate` in what `costRows` writes to `times`. */
 export const estimated = {
   queueMs: 0,
   memoryMs: 1,
@@ -80,93 +80,10 @@ export const estimated = {
   evictionMs: 6,
 } as const;
 
-/** Numbers that `estimateRow` writes. */
+/** Numbers of one estimate. */
 export const estimatedCount = 7;
 
-/**
- * Expected times on the worker of one row of `WorkerColumns`, its last columns filled in; writes them to `out`. A prompt is
- * computed in chunks within the engine's step budget, each in one step with the decodes that run there, so it pays
- * their step time and they pay for its chunk.
- *
- * Time until the engine has blocks for one more prompt and its answer: contexts that run end evenly over twice the mean time
- * that they have left. How much of the memory is in use is what the engine said last, since prompts share blocks in ways
- * that the book does not know; when requests wait there, all that the book believes to run counts, some of which does not
- * yet. 0 where capacity is unknown or nothing runs.
- *
- * Plain arithmetic over one array, without objects: it runs for each worker of a pool at each request.
- */
-export function estimateRow(
-  values: Float64Array,
-  at: number,
-  promptTokens: number,
-  expectedOutputTokens: number,
-  out: Float64Array,
-): void {
-  const matchedTokens = values[at + column.matchedTokens] as number;
-  const newTokens = Math.max(1, promptTokens - matchedTokens);
-  const ownDecoding = values[at + column.decoding] as number;
-  const foreignRequests = values[at + column.foreignRequests] as number;
-  const decoding = ownDecoding + foreignRequests;
-  const ownContextTokens = values[at + column.contextTokens] as number;
-  const tokensLeft = values[at + column.tokensLeft] as number;
-  let contextTokens = ownContextTokens;
-  if (foreignRequests > 0) {
-    const each = ownDecoding > 0 ? ownContextTokens / ownDecoding : promptTokens;
-    contextTokens += each * foreignRequests;
-  }
-
-  const c0 = values[at + column.c0] as number;
-  const c1 = values[at + column.c1] as number;
-  const c2 = values[at + column.c2] as number;
-  const d0 = values[at + column.d0] as number;
-  const d1 = values[at + column.d1] as number;
-  const d2 = values[at + column.d2] as number;
-  const stepMs = decoding > 0 ? d0 + d1 * decoding + d2 * contextTokens : 0;
-  const stepTokensMax = values[at + column.stepTokensMax] as number;
-  const budget = stepTokensMax > 0 ? stepTokensMax : stepTokensMaxDefault;
-  const chunkCount = Math.ceil(newTokens / Math.max(1, budget - decoding));
-  const extraMs = c1 * newTokens + c2 * newTokens * (matchedTokens + newTokens / 2);
-  out[estimated.prefillMs] = extraMs + chunkCount * (decoding > 0 ? stepMs : c0);
-  out[estimated.queueMs] = Math.max(values[at + column.backlogMs] as number, stepMs * arrivalSteps);
-
-  const capacityTokens = values[at + column.capacityTokens] as number;
-  let memoryMs = 0;
-  if (capacityTokens > 0 && decoding > 0) {
-    const reported = (values[at + column.kvUsageRatio] as number) * capacityTokens;
-    const hasWaiting = (values[at + column.waiting] as number) > 0;
-    const used = hasWaiting ? Math.max(reported, contextTokens) : reported;
-    const queued = values[at + column.queuedTokens] as number;
-    const wanted = used + queued + newTokens + expectedOutputTokens;
-    if (wanted > capacityTokens) {
-      const left = ownDecoding > 0 ? tokensLeft / ownDecoding : 0;
-      const endsInMs = 2 * stepMs * Math.max(left, expectedOutputTokens / 2);
-      const share = (wanted - capacityTokens) / Math.max(1, contextTokens);
-      memoryMs = memoryFactor * share * endsInMs;
-    }
-  }
-  out[estimated.memoryMs] = memoryMs;
-
-  const overdueMs = values[at + column.overdueMs] as number;
-  const longestStepMs = stepMs + c0 + c1 * budget + (c2 * budget * budget) / 2;
-  out[estimated.stallMs] = overdueMs > 0 ? stallOf(overdueMs, longestStepMs) : 0;
-
-  const ownTokens = promptTokens + expectedOutputTokens / 2;
-  const withOwnMs = d0 + d1 * (decoding + 1) + d2 * (contextTokens + ownTokens);
-  out[estimated.decodeMs] = Math.max(0, expectedOutputTokens - 1) * withOwnMs;
-  const sharedSteps = Math.min(tokensLeft, expectedOutputTokens * decoding);
-  const stallShare = decoding / (decoding + stallHalf);
-  out[estimated.slowdownMs] =
-    stallShare * extraMs + decodeWeight * (d1 + d2 * ownTokens) * sharedSteps;
-
-  let evicted = 0;
-  if (capacityTokens > 0) {
-    const free = Math.max(0, capacityTokens - (values[at + column.heldTokens] as number));
-    evicted = Math.max(0, newTokens + expectedOutputTokens - free);
-  }
-  out[estimated.evictionMs] = evicted * c1 * evictionReuseShare;
-}
-
-/** Terms of our own cost, in the order of `costOf`. */
+/** Terms of our own cost, in the order of `termsInto`. */
 export const ownTerms = [
   "queue",
   "memory",
@@ -185,60 +102,179 @@ export function affinityOf(worker: WorkerId, request: PlacementRequest): number 
   return home === undefined || home === worker ? 0 : affinityMs;
 }
 
+/** A request, and where its costs go. */
+export interface CostQuestion {
+  readonly promptTokens: number;
+  readonly expectedOutputTokens: number;
+  /** Row of the worker that served the conversation last; −1 for none. */
+  readonly homeRow: number;
+  /** What going anywhere else costs, ms. */
+  readonly affinityMs: number;
+  /** Rows of `WorkerColumns`, their last columns filled in. */
+  readonly values: Float64Array;
+  readonly rows: Int32Array;
+  /** So many of the rows are meant. */
+  readonly count: number;
+  /** Takes the cost on each, ms. */
+  readonly costs: Float64Array;
+  /** Takes the estimate for the last of them. */
+  readonly times: Float64Array;
+}
+
 /**
- * Our own cost from what `estimateRow` wrote, and the price of leaving the conversation's worker: the sum of its terms,
- * which it writes to `terms`, ms.
+ * Expected times and our own cost on each of some workers. A prompt is computed in chunks within the engine's step budget,
+ * each in one step with the decodes that run there, so it pays their step time and they pay for its chunk.
+ *
+ * Time until the engine has blocks for one more prompt and its answer: contexts that run end evenly over twice the mean time
+ * that they have left. How much of the memory is in use is what the engine said last, since prompts share blocks in ways
+ * that the book does not know; when requests wait there, all that the book believes to run counts, some of which does not
+ * yet. 0 where capacity is unknown or nothing runs.
+ *
+ * One loop of plain arithmetic, since it runs over a whole pool at each request: calls would box every number (`bench
+ * placement`: some 20 ns a worker instead of 100).
  */
-export function costOf(times: Float64Array, terms: Float64Array, affinityMs: number): number {
+export function costRows(question: CostQuestion): void {
+  const { values, rows, count, costs, times, promptTokens, expectedOutputTokens } = question;
+  const { homeRow, affinityMs } = question;
+  const ownTokens = promptTokens + expectedOutputTokens / 2;
+  for (let i = 0; i < count; i++) {
+    const row = rows[i] as number;
+    const at = row * rowLength;
+    const matchedTokens = values[at + column.matchedTokens] as number;
+    const newTokens = Math.max(1, promptTokens - matchedTokens);
+    const ownDecoding = values[at + column.decoding] as number;
+    const foreignRequests = values[at + column.foreignRequests] as number;
+    const decoding = ownDecoding + foreignRequests;
+    const tokensLeft = values[at + column.tokensLeft] as number;
+    let contextTokens = values[at + column.contextTokens] as number;
+    if (foreignRequests > 0) {
+      const each = ownDecoding > 0 ? contextTokens / ownDecoding : promptTokens;
+      contextTokens += each * foreignRequests;
+    }
+
+    const c0 = values[at + column.c0] as number;
+    const c1 = values[at + column.c1] as number;
+    const c2 = values[at + column.c2] as number;
+    const d0 = values[at + column.d0] as number;
+    const d1 = values[at + column.d1] as number;
+    const d2 = values[at + column.d2] as number;
+    const stepMs = decoding > 0 ? d0 + d1 * decoding + d2 * contextTokens : 0;
+    const stepTokensMax = values[at + column.stepTokensMax] as number;
+    const budget = stepTokensMax > 0 ? stepTokensMax : stepTokensMaxDefault;
+    const chunkTokens = Math.max(1, budget - decoding);
+    const chunkCount = newTokens <= chunkTokens ? 1 : Math.ceil(newTokens / chunkTokens);
+    const extraMs = c1 * newTokens + c2 * newTokens * (matchedTokens + newTokens / 2);
+    const prefillMs = extraMs + chunkCount * (decoding > 0 ? stepMs : c0);
+    const queueMs = Math.max(values[at + column.backlogMs] as number, stepMs * arrivalSteps);
+
+    const capacityTokens = values[at + column.capacityTokens] as number;
+    let memoryMs = 0;
+    let evicted = 0;
+    if (capacityTokens > 0) {
+      const reported = (values[at + column.kvUsageRatio] as number) * capacityTokens;
+      const hasWaiting = (values[at + column.waiting] as number) > 0;
+      const used = hasWaiting ? Math.max(reported, contextTokens) : reported;
+      const queuedTokens = values[at + column.queuedTokens] as number;
+      const wanted = used + queuedTokens + newTokens + expectedOutputTokens;
+      if (wanted > capacityTokens && decoding > 0) {
+        const left = ownDecoding > 0 ? tokensLeft / ownDecoding : 0;
+        const endsInMs = 2 * stepMs * Math.max(left, expectedOutputTokens / 2);
+        const share = (wanted - capacityTokens) / Math.max(1, contextTokens);
+        memoryMs = memoryFactor * share * endsInMs;
+      }
+      const free = Math.max(0, capacityTokens - (values[at + column.heldTokens] as number));
+      evicted = Math.max(0, newTokens + expectedOutputTokens - free);
+    }
+
+    const overdueMs = values[at + column.overdueMs] as number;
+    let stallMs = 0;
+    if (overdueMs > 0) {
+      stallMs = stallOf(overdueMs, stepMs + c0 + c1 * budget + (c2 * budget * budget) / 2);
+    }
+
+    const withOwnMs = d0 + d1 * (decoding + 1) + d2 * (contextTokens + ownTokens);
+    const decodeMs = Math.max(0, expectedOutputTokens - 1) * withOwnMs;
+    const sharedSteps = Math.min(tokensLeft, expectedOutputTokens * decoding);
+    const stallShare = decoding > 0 ? decoding / (decoding + stallHalf) : 0;
+    const slowdownMs = stallShare * extraMs + decodeWeight * (d1 + d2 * ownTokens) * sharedSteps;
+    const evictionMs = evicted * c1 * evictionReuseShare;
+
+    times[estimated.queueMs] = queueMs;
+    times[estimated.memoryMs] = memoryMs;
+    times[estimated.stallMs] = stallMs;
+    times[estimated.prefillMs] = prefillMs;
+    times[estimated.decodeMs] = decodeMs;
+    times[estimated.slowdownMs] = slowdownMs;
+    times[estimated.evictionMs] = evictionMs;
+    const tail = tailOf(queueMs + memoryMs + stallMs + prefillMs);
+    const decode = decodeWeight * decodeMs;
+    const own = queueMs + memoryMs + stallMs + prefillMs + tail + decode + slowdownMs + evictionMs;
+    costs[i] = own + (row === homeRow ? 0 : affinityMs);
+  }
+}
+
+function tailOf(firstTokenMs: number): number {
+  return firstTokenMs * firstTokenMs * (1 / tailMs);
+}
+
+/** Writes the terms whose sum, in this order, is the cost of an estimate, ms, to `terms` from `at` on. */
+export function termsInto(
+  times: Float64Array,
+  affinityMs: number,
+  terms: number[],
+  at: number,
+): void {
   const queueMs = times[estimated.queueMs] as number;
   const memoryMs = times[estimated.memoryMs] as number;
   const stallMs = times[estimated.stallMs] as number;
   const prefillMs = times[estimated.prefillMs] as number;
-  const firstTokenMs = queueMs + memoryMs + stallMs + prefillMs;
-  const tail = (firstTokenMs * firstTokenMs) / tailMs;
-  const decode = decodeWeight * (times[estimated.decodeMs] as number);
-  const slowdownMs = times[estimated.slowdownMs] as number;
-  const evictionMs = times[estimated.evictionMs] as number;
-  terms[0] = queueMs;
-  terms[1] = memoryMs;
-  terms[2] = stallMs;
-  terms[3] = prefillMs;
-  terms[4] = tail;
-  terms[5] = decode;
-  terms[6] = slowdownMs;
-  terms[7] = evictionMs;
-  terms[8] = affinityMs;
-  const own = queueMs + memoryMs + stallMs + prefillMs + tail + decode + slowdownMs + evictionMs;
-  return own + affinityMs;
+  terms[at] = queueMs;
+  terms[at + 1] = memoryMs;
+  terms[at + 2] = stallMs;
+  terms[at + 3] = prefillMs;
+  terms[at + 4] = tailOf(queueMs + memoryMs + stallMs + prefillMs);
+  terms[at + 5] = decodeWeight * (times[estimated.decodeMs] as number);
+  terms[at + 6] = times[estimated.slowdownMs] as number;
+  terms[at + 7] = times[estimated.evictionMs] as number;
+  terms[at + 8] = affinityMs;
 }
 
-const row = new Float64Array(rowLength);
-const times = new Float64Array(estimatedCount);
-const terms = new Float64Array(ownTerms.length);
+/** What `estimate` and `termsOf` work with. */
+const alone = {
+  values: new Float64Array(rowLength),
+  rows: Int32Array.of(0),
+  count: 1,
+  homeRow: -1,
+  affinityMs: 0,
+  costs: new Float64Array(1),
+  times: new Float64Array(estimatedCount),
+} as const;
 
-/** `estimateRow` for a candidate by itself. */
+/** The estimate of `costRows` for a candidate by itself. */
 export function estimate(candidate: CandidateInput, request: PlacementRequest): Estimate {
   const { load, steps } = candidate;
-  row[column.decoding] = load.decoding;
-  row[column.foreignRequests] = candidate.foreignRequests;
-  row[column.overdueMs] = load.overdueMs;
-  row[column.kvUsageRatio] = candidate.reportedKvUsageRatio;
-  row[column.waiting] = candidate.reportedWaiting;
-  row[column.c0] = steps.c0;
-  row[column.c1] = steps.c1;
-  row[column.c2] = steps.c2;
-  row[column.d0] = steps.d0;
-  row[column.d1] = steps.d1;
-  row[column.d2] = steps.d2;
-  row[column.capacityTokens] = candidate.capacityTokens;
-  row[column.stepTokensMax] = candidate.stepTokensMax;
-  row[column.matchedTokens] = candidate.matchedTokens;
-  row[column.heldTokens] = candidate.heldTokens;
-  row[column.backlogMs] = load.prefillBacklogMs;
-  row[column.queuedTokens] = load.queuedPrefillTokens;
-  row[column.contextTokens] = load.decodingContextTokens;
-  row[column.tokensLeft] = load.decodingTokensLeft;
-  estimateRow(row, 0, request.promptTokens, request.expectedOutputTokens, times);
+  const { values, times } = alone;
+  values[column.decoding] = load.decoding;
+  values[column.foreignRequests] = candidate.foreignRequests;
+  values[column.overdueMs] = load.overdueMs;
+  values[column.kvUsageRatio] = candidate.reportedKvUsageRatio;
+  values[column.waiting] = candidate.reportedWaiting;
+  values[column.c0] = steps.c0;
+  values[column.c1] = steps.c1;
+  values[column.c2] = steps.c2;
+  values[column.d0] = steps.d0;
+  values[column.d1] = steps.d1;
+  values[column.d2] = steps.d2;
+  values[column.capacityTokens] = candidate.capacityTokens;
+  values[column.stepTokensMax] = candidate.stepTokensMax;
+  values[column.matchedTokens] = candidate.matchedTokens;
+  values[column.heldTokens] = candidate.heldTokens;
+  values[column.backlogMs] = load.prefillBacklogMs;
+  values[column.queuedTokens] = load.queuedPrefillTokens;
+  values[column.contextTokens] = load.decodingContextTokens;
+  values[column.tokensLeft] = load.decodingTokensLeft;
+  const { promptTokens, expectedOutputTokens } = request;
+  costRows({ ...alone, promptTokens, expectedOutputTokens });
   return {
     queueMs: times[estimated.queueMs] as number,
     memoryMs: times[estimated.memoryMs] as number,
@@ -250,8 +286,9 @@ export function estimate(candidate: CandidateInput, request: PlacementRequest): 
   };
 }
 
-/** `costOf` as terms by name. */
+/** Our own cost of an estimate as terms by name. */
 export function termsOf(expected: Estimate, affinityMs: number): CostTerm[] {
+  const { times } = alone;
   times[estimated.queueMs] = expected.queueMs;
   times[estimated.memoryMs] = expected.memoryMs;
   times[estimated.stallMs] = expected.stallMs;
@@ -259,6 +296,7 @@ export function termsOf(expected: Estimate, affinityMs: number): CostTerm[] {
   times[estimated.decodeMs] = expected.decodeMs;
   times[estimated.slowdownMs] = expected.slowdownMs;
   times[estimated.evictionMs] = expected.evictionMs;
-  costOf(times, terms, affinityMs);
+  const terms: number[] = [];
+  termsInto(times, affinityMs, terms, 0);
   return ownTerms.map((name, i) => ({ name, ms: terms[i] as number }));
 }

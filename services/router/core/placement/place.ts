@@ -12,12 +12,12 @@ export interface Ranking {
   readonly tieBreak: "" | "fewest_open" | "lowest_id";
 }
 
-/** Costs are compared in steps of this, ms: predictions are not better than that. */
-const tieMs = 1e-6;
+/** Costs are compared in steps of a nanosecond: predictions are not better than that. */
+const ranksPerMs = 1e6;
 
 /** What costs are compared by: equal for a tie. A cost that is no number comes last. */
 export function costRank(costMs: number): number {
-  const rank = Math.round(costMs / tieMs);
+  const rank = Math.round(costMs * ranksPerMs);
   return Number.isNaN(rank) ? Infinity : rank;
 }
 

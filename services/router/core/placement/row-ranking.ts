@@ -1,9 +1,9 @@
 import type { MonoMs } from "../../../shared/core/ids.ts";
 import { invariant } from "../../../shared/core/invariant.ts";
-import { tokensOnLine } from "../load/worker-book.ts";
+import { wholeTokens } from "../load/worker-book.ts";
 import { column, rowLength } from "../load/worker-columns.ts";
 import type { CandidateInput, PlacementRequest, ScoredCandidate } from "./candidate.ts";
-import { costOf, estimated, estimatedCount, estimateRow, ownTerms } from "./estimate.ts";
+import { costRows, estimated, estimatedCount, termsInto } from "./estimate.ts";
 import { costRank, margin, type Ranking } from "./place.ts";
 import {
   listedOf,
@@ -51,6 +51,9 @@ export function shortRanking(ranking: Ranking, least: number): ShortRanking {
   };
 }
 
+/** Costs that differ by so much are no tie, ms. */
+const certainMs = 1e-5;
+
 /**
  * Our own cost over the rows of a `PlacementTable`: one pass of plain arithmetic, then objects for the best of them.
  * The same as `rank` over candidates made from objects, which is what its tests compare it with.
@@ -66,13 +69,14 @@ export class RowRanker {
   #reusableTokens = 0;
   #now = 0;
   /** Row of the worker that served the conversation last; −1 for none. */
-  #home = -1;
+  #homeRow = -1;
   #affinityMs = 0;
-  /** Of the row whose cost was worked out last. */
+  /** Estimate for the row whose cost was worked out last. */
   readonly #times = new Float64Array(estimatedCount);
-  readonly #terms = new Float64Array(ownTerms.length);
-  /** By place in `Eligible.rows`. */
-  #ranks = new Float64Array(64);
+  /** By place in `Eligible.rows`, ms. */
+  #costs = new Float64Array(64);
+  readonly #oneRow = new Int32Array(1);
+  readonly #oneCost = new Float64Array(1);
   /** Places of the best, best first. */
   #best = new Int32Array(64);
 
@@ -94,13 +98,9 @@ export class RowRanker {
     const { rows, count } = eligible;
     const keep = listedOf(count, least);
     this.#reserve(count);
-    const ranks = this.#ranks;
-    let kept = 0;
-    for (let i = 0; i < count; i++) {
-      const rank = costRank(this.#costMs(rows[i] as number, isBlind));
-      ranks[i] = rank;
-      kept = this.#insert(i, kept, keep);
-    }
+    this.#fill(rows, count, isBlind);
+    this.#costRows(rows, count, this.#costs);
+    const kept = this.#select(count, keep);
     const candidates: RowCandidate[] = [];
     for (let i = 0; i < kept; i++) {
       candidates.push(this.#candidate(rows[this.#best[i] as number] as number));
@@ -131,7 +131,7 @@ export class RowRanker {
     this.#reusableTokens = reusableTokens(request.promptTokens, this.#blockTokens);
     this.#now = now;
     const { home, affinityMs = 0 } = request;
-    this.#home = home === undefined ? -1 : this.#table.rowOf(home);
+    this.#homeRow = home === undefined ? -1 : this.#table.rowOf(home);
     // Once that worker has left, any other is as good as the next.
     this.#affinityMs = home === undefined ? 0 : affinityMs;
   }
@@ -144,27 +144,36 @@ export class RowRanker {
     return places.map((place) => this.#candidate(rows[place] as number));
   }
 
-  /** Enters a place among the best `keep`, of which there are `kept`; returns how many there are then. */
-  #insert(place: number, kept: number, keep: number): number {
+  /** Puts the places of the best `keep` in order; returns how many there are. */
+  #select(count: number, keep: number): number {
     const best = this.#best;
-    if (kept === keep) {
-      if (!this.#isBefore(place, best[kept - 1] as number)) return kept;
-      kept--;
+    const costs = this.#costs;
+    let kept = 0;
+    let worstMs = Infinity;
+    for (let place = 0; place < count; place++) {
+      // Surely no tie either; most of a large pool ends here.
+      if ((costs[place] as number) > worstMs) continue;
+      if (kept === keep && !this.#isBefore(place, best[kept - 1] as number)) continue;
+      let at = kept < keep ? kept++ : kept - 1;
+      while (at > 0 && this.#isBefore(place, best[at - 1] as number)) {
+        best[at] = best[at - 1] as number;
+        at--;
+      }
+      best[at] = place;
+      if (kept === keep) worstMs = (costs[best[kept - 1] as number] as number) + certainMs;
     }
-    let at = kept;
-    while (at > 0 && this.#isBefore(place, best[at - 1] as number)) {
-      best[at] = best[at - 1] as number;
-      at--;
-    }
-    best[at] = place;
-    return kept + 1;
+    return kept;
   }
 
   /** Cheaper; of equal ones the one with fewer open requests, then the lower id, which is the lower place. */
   #isBefore(a: number, b: number): boolean {
-    const left = this.#ranks[a] as number;
-    const right = this.#ranks[b] as number;
-    if (left !== right) return left < right;
+    const costA = this.#costs[a] as number;
+    const costB = this.#costs[b] as number;
+    if (costA !== costB) {
+      const rankA = costRank(costA);
+      const rankB = costRank(costB);
+      if (rankA !== rankB) return rankA < rankB;
+    }
     const open = this.#open(a) - this.#open(b);
     return open !== 0 ? open < 0 : a < b;
   }
@@ -174,62 +183,74 @@ export class RowRanker {
     return this.#values[row * rowLength + column.openRequests] as number;
   }
 
-  #matchedTokens(slot: number): number {
-    return Math.min(this.#matchedBlocks(slot) * this.#blockTokens, this.#reusableTokens);
-  }
-
   #matchedBlocks(slot: number): number {
     return slot < 0 || this.#depths === undefined ? 0 : (this.#depths[slot] as number);
   }
 
-  /** Cost of the request on a worker; leaves its times and terms in `#times` and `#terms`. */
+  #costRows(rows: Int32Array, count: number, costs: Float64Array): void {
+    const { promptTokens, expectedOutputTokens } = this.#request;
+    const values = this.#values;
+    const times = this.#times;
+    const homeRow = this.#homeRow;
+    const affinityMs = this.#affinityMs;
+    const request = { promptTokens, expectedOutputTokens, homeRow, affinityMs };
+    costRows({ ...request, values, rows, count, costs, times });
+  }
+
+  /** Cost of the request on one worker; leaves its estimate in `#times`. */
   #costMs(row: number, isBlind: boolean): number {
+    this.#oneRow[0] = row;
+    this.#fill(this.#oneRow, 1, isBlind);
+    this.#costRows(this.#oneRow, 1, this.#oneCost);
+    return this.#oneCost[0] as number;
+  }
+
+  /** Fills in what holds of rows now and for this request. */
+  #fill(rows: Int32Array, count: number, isBlind: boolean): void {
     const values = this.#values;
     const now = this.#now;
-    const at = row * rowLength;
-    if (
-      now >= (values[at + column.linesUntil] as number) ||
-      now < (values[at + column.linesFrom] as number)
-    ) {
-      this.#table.worker(row).book.renew(now as MonoMs);
+    const depths = isBlind ? undefined : this.#depths;
+    const reusable = this.#reusableTokens;
+    const blockTokens = this.#blockTokens;
+    const { blockCounts } = this.#held;
+    for (let i = 0; i < count; i++) {
+      const row = rows[i] as number;
+      const at = row * rowLength;
+      let elapsedMs = now - (values[at + column.linesFrom] as number);
+      if (now >= (values[at + column.linesUntil] as number) || elapsedMs < 0) {
+        this.#table.worker(row).book.renew(now as MonoMs);
+        elapsedMs = now - (values[at + column.linesFrom] as number);
+      }
+      const grown = (values[at + column.answerRate] as number) * elapsedMs;
+      const contextBase = values[at + column.contextBase] as number;
+      const leftBase = values[at + column.tokensLeftBase] as number;
+      const queuedBase = values[at + column.queuedBase] as number;
+      const queuedGrown = (values[at + column.queuedRate] as number) * elapsedMs;
+      const backlogMs = (values[at + column.prefillFreeAt] as number) - now;
+      values[at + column.contextTokens] = wholeTokens(contextBase + grown);
+      values[at + column.tokensLeft] = wholeTokens(leftBase - grown);
+      values[at + column.queuedTokens] = wholeTokens(queuedBase + queuedGrown);
+      values[at + column.backlogMs] = backlogMs > 0 ? backlogMs : 0;
+      const slot = values[at + column.slot] as number;
+      let heldTokens = 0;
+      let matchedTokens = 0;
+      if (slot >= 0) {
+        heldTokens = (blockCounts[slot] as number) * blockTokens;
+        if (depths !== undefined) {
+          matchedTokens = Math.min((depths[slot] as number) * blockTokens, reusable);
+        }
+      }
+      values[at + column.heldTokens] = heldTokens;
+      values[at + column.matchedTokens] = matchedTokens;
     }
-    const elapsedMs = now - (values[at + column.linesFrom] as number);
-    const rate = values[at + column.answerRate] as number;
-    const slot = values[at + column.slot] as number;
-    values[at + column.contextTokens] = tokensOnLine(
-      values[at + column.contextBase] as number,
-      rate,
-      elapsedMs,
-    );
-    values[at + column.tokensLeft] = tokensOnLine(
-      values[at + column.tokensLeftBase] as number,
-      -rate,
-      elapsedMs,
-    );
-    values[at + column.queuedTokens] = tokensOnLine(
-      values[at + column.queuedBase] as number,
-      values[at + column.queuedRate] as number,
-      elapsedMs,
-    );
-    values[at + column.backlogMs] = Math.max(
-      0,
-      (values[at + column.prefillFreeAt] as number) - now,
-    );
-    values[at + column.heldTokens] =
-      slot < 0 ? 0 : (this.#held.blockCounts[slot] as number) * this.#blockTokens;
-    values[at + column.matchedTokens] = isBlind ? 0 : this.#matchedTokens(slot);
-    const { promptTokens, expectedOutputTokens } = this.#request;
-    estimateRow(values, at, promptTokens, expectedOutputTokens, this.#times);
-    return costOf(this.#times, this.#terms, row === this.#home ? 0 : this.#affinityMs);
   }
 
   #candidate(row: number): RowCandidate {
     const isBlind = this.#question?.isBlind === true;
     const n = blankNumbers();
     n[candidateNumber.costMs] = this.#costMs(row, isBlind);
-    for (let i = 0; i < ownTerms.length; i++) {
-      n[candidateNumber.terms + i] = this.#terms[i] as number;
-    }
+    const affinityMs = row === this.#homeRow ? 0 : this.#affinityMs;
+    termsInto(this.#times, affinityMs, n, candidateNumber.terms);
     // What it costs may be blind, what it is expected to take is not.
     if (isBlind) this.#costMs(row, false);
     const times = this.#times;
@@ -269,7 +290,7 @@ export class RowRanker {
   }
 
   #reserve(count: number): void {
-    if (count > this.#ranks.length) this.#ranks = new Float64Array(2 * count);
+    if (count > this.#costs.length) this.#costs = new Float64Array(2 * count);
     if (count > this.#best.length) this.#best = new Int32Array(2 * count);
   }
 }
