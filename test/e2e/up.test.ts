@@ -242,8 +242,12 @@ describe("kvmesh up", () => {
       `mesh: { routers: 1, console: false, workers: [{ id: late, engine: "http://127.0.0.1:${port}" }] }\n`,
     );
     const command = up("--config", file);
-    await command.prints("serving until Ctrl-C");
-    expect(command.stderr()).toMatch(/not ready yet: router .* has 0 of 1 workers ready/);
+    await command.prints("waiting until Ctrl-C");
+    expect(command.stderr()).toContain(
+      `NOT serving yet: engine of late at http://127.0.0.1:${port}: connection refused; waiting`,
+    );
+    expect(command.stderr()).not.toContain("ready after");
+    expect(command.stdout()).not.toContain("serving until");
     const ports = [
       "--set",
       `port=${port}`,
@@ -255,6 +259,8 @@ describe("kvmesh up", () => {
     const engine = startKvmesh(["engine", ...ports]);
     started.push(engine);
     await engine.prints('"event":"engine_ready"');
+    await command.prints("serving until Ctrl-C");
+    expect(command.stderr()).toMatch(/ready after .* 1 workers/);
     const { urls } = runOf();
     await eventually(
       "the late engine is served",

