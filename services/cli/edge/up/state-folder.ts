@@ -9,7 +9,7 @@ import {
   truncateSync,
   writeFileSync,
 } from "node:fs";
-import { join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { pid as ownPid } from "node:process";
 import { z } from "zod";
 import { MeshError } from "../../../shared/core/errors.ts";
@@ -91,8 +91,8 @@ export class StateFolder {
 
   /** Makes the folder, and the keys file when it is missing; checks it otherwise. Returns the keys file's path. */
   prepare(keysFile: string): string {
-    mkdirSync(this.file("logs"), { recursive: true });
-    mkdirSync(this.file("config"), { recursive: true });
+    makeFolder(this.file("logs"));
+    makeFolder(this.file("config"));
     const keys = keysFile === "" ? this.file("mesh.keys") : keysFile;
     if (!existsSync(keys)) createKeysFile(keys);
     loadKeys(keys);
@@ -148,8 +148,12 @@ export class StateFolder {
     return { kind: alive ? "running" : "stale", run };
   }
 
-  /** Fails with `already_exists` when a mesh runs from this folder; removes what a dead one left. */
+  /**
+   * Fails with `already_exists` when a mesh runs from this folder, with `invalid_request` when there can be no such folder;
+   * removes what a dead one left.
+   */
   claim(): void {
+    makeFolder(this.path);
     const state = this.readRun();
     if (state.kind === "running") {
       throw new MeshError(
@@ -173,6 +177,34 @@ export class StateFolder {
   /** Says that no mesh runs. */
   removeRun(): void {
     rmSync(this.file("run.json"), { force: true });
+  }
+}
+
+/**
+ * Makes a folder and those above it. Fails with `invalid_request` and the path that stands in the way. One folder at a
+ * time: Node's own recursive form never ends where a file system refuses with ENOENT, as /proc does.
+ */
+function makeFolder(path: string): void {
+  const missing: string[] = [];
+  for (let at = resolve(path); !existsSync(at); at = dirname(at)) missing.unshift(at);
+  try {
+    for (const one of missing) makeOne(one);
+    if (!statSync(path).isDirectory()) throw new Error("it is a file");
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code ?? (error as Error).message;
+    throw new MeshError(
+      "invalid_request",
+      `cannot make the state folder ${path} (${code}): name another with --state <folder>`,
+      { cause: error },
+    );
+  }
+}
+
+function makeOne(path: string): void {
+  try {
+    mkdirSync(path);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
   }
 }
 
