@@ -401,7 +401,7 @@ describe("placement from the table beside placement from objects", () => {
             mesh.play(e, now);
             if (i % 8 === 7)
               checkAgainstPlain(
-                mesh.core,
+                mesh,
                 mesh.ask({ prompt: 1, blocks: 40, tokensMore: 3 }),
                 "kv",
                 now,
