@@ -1,4 +1,5 @@
-import { randomUUID } from "node:crypto";
+import { isUtf8 } from "node:buffer";
+import { randomFillSync, randomUUID } from "node:crypto";
 import type { Clock } from "../../shared/core/clock.ts";
 import { MeshError } from "../../shared/core/errors.ts";
 import { openAiError, toMeshError, wire } from "../../shared/edge/wire.ts";
@@ -9,7 +10,8 @@ import type { Decision } from "../core/decisions/decision.ts";
 import type { Answer, ExchangeRequest, ImmediateAnswer } from "../core/exchange/exchange.ts";
 import { readHints } from "../core/admission/request-hints.ts";
 import { noHeaders, type RequestHeaderName } from "../core/exchange/request-headers.ts";
-import { readOpenAiRequest, type OpenAiRequest } from "../core/openai/openai-request.ts";
+import { BodyReader } from "../core/openai/body-reader.ts";
+import type { OpenAiRequest } from "../core/openai/openai-request.ts";
 import { readTruncatedRequest } from "../core/openai/truncated-request.ts";
 import { readPrompt, type TokenisedPrompt } from "../core/prompt/read-prompt.ts";
 import type { PlaceInput, RouterCore } from "../core/router-core.ts";
@@ -57,6 +59,7 @@ function concat(parts: readonly Uint8Array[]): Uint8Array {
 /** Turns a whole request into an answer: reads, places, reserves, and writes the spans of the decision. */
 export class Decider implements RequestDecider {
   readonly #d: DeciderDependencies;
+  readonly #bodies = new BodyReader({ key: randomFillSync(new Int32Array(8)), isUtf8 });
 
   constructor(dependencies: DeciderDependencies) {
     this.#d = dependencies;
@@ -100,7 +103,7 @@ export class Decider implements RequestDecider {
     subset: ReadonlySet<string> | undefined;
     dryRun: boolean;
   }): Decision {
-    const openAi = readOpenAiRequest(options.path, options.json);
+    const openAi = this.#bodies.read(options.path, options.json);
     const pool = this.#pool(openAi.model);
     const prompt = this.#readPrompt(openAi, options.json.length, pool);
     return this.#place({ ...options, openAi, pool, prompt });
@@ -192,7 +195,7 @@ export class Decider implements RequestDecider {
     const body = concat(request.body);
     const openAi = request.truncated
       ? readTruncatedRequest(context.path, body)
-      : readOpenAiRequest(context.path, body, request.headers.get("content-type"));
+      : this.#bodies.read(context.path, body, request.headers.get("content-type"));
     const pool = this.#pool(openAi.model);
     const tokenize = spans.start("tokenize");
     const prompt = this.#readPrompt(openAi, request.bodyBytes, pool);

@@ -5,14 +5,18 @@ import { ChatTemplate } from "../../shared/core/chat-template.ts";
 import { loadTokenizer } from "../../shared/edge/tokenizer-loader.ts";
 import type { MonoMs } from "../../shared/core/ids.ts";
 import type { MemberFacts } from "../core/membership/member.ts";
-import type {
-  ModelRuntime,
-  PromptTemplate,
-  PromptTokenizer,
-} from "../core/prompt/model-runtime.ts";
+import { ChatReader } from "../core/prompt/chat-reader.ts";
+import type { ModelRuntime, PromptTokenizer } from "../core/prompt/model-runtime.ts";
+import { PromptCache } from "../core/prompt/prompt-cache.ts";
 
 /** Largest model file that a worker may deliver, bytes. */
 export const artifactBytesMax = 64 * 1024 * 1024;
+
+/** Memory for tokens of texts seen before where nothing else is set, bytes. */
+export const tokenCacheBytesDefault = 64 * 1024 * 1024;
+
+/** Most ways of reading chats that are kept. Each is of one tokenizer and template, of which a mesh has few. */
+const readersMax = 64;
 
 /** How long a worker may take to deliver a file before another one is asked, ms. */
 const deliveryMsMax = 20_000;
@@ -35,16 +39,24 @@ export class ModelRuntimes {
   readonly #tokenizers = new Map<string, TokenizerState>();
   readonly #templateSources = new Map<string, string>();
   readonly #runtimes = new Map<string, ModelRuntime>();
+  readonly #cache: PromptCache;
+  readonly #readers = new Map<string, ChatReader>();
+  #readersMade = 0;
   readonly #asked = new Map<string, { readonly streamId: number; readonly at: MonoMs }>();
 
   constructor(options: {
     readonly hashSeed: Uint8Array;
     readonly log: Logger;
     readonly cacheFolder: string;
+    /** Memory for tokens of texts seen before, bytes; default 64 MiB. */
+    readonly tokenCacheBytesMax?: number;
   }) {
     this.#hashSeed = options.hashSeed;
     this.#cacheFolder = options.cacheFolder;
     this.#log = options.log;
+    this.#cache = new PromptCache({
+      bytesMax: options.tokenCacheBytesMax ?? tokenCacheBytesDefault,
+    });
   }
 
   /** What is needed to read the prompts of a pool; `undefined` before its first worker. */
@@ -53,11 +65,17 @@ export class ModelRuntimes {
     if (known !== undefined) return known;
     const facts = this.#facts.get(pool);
     if (facts === undefined) return undefined;
-    const tokenizer = this.#tokenizers.get(facts.tokenizerSha256);
+    const state = this.#tokenizers.get(facts.tokenizerSha256);
+    const tokenizer = state?.kind === "ready" ? state.tokenizer : undefined;
+    const template = this.#template(facts);
     const runtime: ModelRuntime = {
-      tokenizer: tokenizer?.kind === "ready" ? tokenizer.tokenizer : undefined,
-      unsupported: tokenizer?.kind === "unsupported",
-      template: this.#template(facts),
+      tokenizer,
+      unsupported: state?.kind === "unsupported",
+      template,
+      chats:
+        template === undefined || tokenizer === undefined
+          ? undefined
+          : this.#reader(facts, template, tokenizer),
       addsSpecialTokens: facts.addsSpecialTokens,
       root: hashRoot(this.#hashSeed, { model: facts.models[0] ?? "" }),
     };
@@ -140,7 +158,33 @@ export class ModelRuntimes {
     );
   }
 
-  #template(facts: MemberFacts): PromptTemplate | undefined {
+  /** The reader of a tokenizer and template, kept when a worker joins or leaves. */
+  #reader(
+    facts: MemberFacts,
+    template: ChatTemplate,
+    tokenizer: PromptTokenizer,
+  ): ChatReader | undefined {
+    const { tokenizerSha256, chatTemplateSha256, bosToken, eosToken } = facts;
+    const key = JSON.stringify([tokenizerSha256, chatTemplateSha256, bosToken, eosToken]);
+    const known = this.#readers.get(key);
+    if (known !== undefined) return known;
+    const addedTokens = tokenizer.addedTokens?.();
+    if (addedTokens === undefined) return undefined;
+    const reader = new ChatReader({
+      syntax: template.syntax,
+      contentFormat: template.contentFormat,
+      specialTokens: template.specialTokens,
+      tokenizer,
+      addedTokens,
+      cache: this.#cache,
+      domain: this.#readersMade++,
+    });
+    if (this.#readers.size >= readersMax) this.#readers.clear();
+    this.#readers.set(key, reader);
+    return reader;
+  }
+
+  #template(facts: MemberFacts): ChatTemplate | undefined {
     const source = this.#templateSources.get(facts.chatTemplateSha256);
     if (source === undefined) return undefined;
     try {

@@ -86,13 +86,20 @@ export class RouteSpans {
   /** Ends the tokenize span. */
   tokenized(span: MeshSpan | undefined, prompt: TokenisedPrompt, request: OpenAiRequest): void {
     if (span === undefined) return;
+    const asked = request.prompt;
     span.set({
       [attributes.tokenizeTokens]: prompt.tokens,
       [attributes.tokenizeBackend]: prompt.loadOnly === undefined ? "fused" : "none",
       [attributes.tokenizeMessages]:
-        request.prompt.kind === "chat" ? request.prompt.chat.messages.length : undefined,
+        asked.kind === "chat" || asked.kind === "scanned_chat"
+          ? asked.chat.messages.length
+          : undefined,
       [attributes.tokenizeBytes]:
-        request.prompt.kind === "text" ? request.prompt.text.length : undefined,
+        asked.kind === "text"
+          ? asked.text.length
+          : asked.kind === "scanned_text"
+            ? asked.text.text.end - asked.text.text.start
+            : undefined,
     });
     span.end(this.#clock.wallUnixUs());
   }

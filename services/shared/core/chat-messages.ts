@@ -98,7 +98,8 @@ function textsOf(content: unknown, field: string): string[] {
   return texts;
 }
 
-function normaliseToolCall(call: unknown): unknown {
+/** A tool call with its arguments as an object. */
+export function normaliseToolCall(call: unknown): unknown {
   if (!isObject(call) || !isObject(call["function"])) return call;
   return { ...call, function: { ...call["function"], arguments: argumentsOf(call["function"]) } };
 }

@@ -10,15 +10,15 @@ import { strftimeUtc } from "./strftime.ts";
  */
 interface JinjaRuntime {
   readonly tokenize: (source: string, options: object) => unknown;
-  readonly parse: (tokens: unknown) => Program;
+  readonly parse: (tokens: unknown) => TemplateSyntax;
   readonly Environment: new () => { set(name: string, value: unknown): void };
   readonly Interpreter: new (environment: unknown) => {
-    run(program: Program): { readonly value: unknown };
+    run(program: TemplateSyntax): { readonly value: unknown };
   };
 }
 
-/** A parsed template. */
-interface Program {
+/** A parsed template: the syntax tree of the template library. */
+export interface TemplateSyntax {
   readonly body: readonly unknown[];
 }
 
@@ -58,8 +58,10 @@ export const templateSizeMax = 1 << 20;
 export class ChatTemplate {
   /** What the template makes of message content. */
   readonly contentFormat: ContentFormat;
-  readonly #program: Program;
-  readonly #specialTokens: SpecialTokens;
+  /** The parsed template, for those that render without the template library. */
+  readonly syntax: TemplateSyntax;
+  /** Texts of the special tokens that the template may name. */
+  readonly specialTokens: SpecialTokens;
 
   /** Throws `invalid_request` when the source is too long or not a template. */
   constructor(source: string, specialTokens: SpecialTokens = {}) {
@@ -71,12 +73,12 @@ export class ChatTemplate {
       );
     }
     try {
-      this.#program = parse(tokenize(source, { lstrip_blocks: true, trim_blocks: true }));
+      this.syntax = parse(tokenize(source, { lstrip_blocks: true, trim_blocks: true }));
     } catch (cause) {
       throw templateError("chat template cannot be parsed", cause);
     }
-    this.contentFormat = iteratesContent(this.#program) ? "parts" : "string";
-    this.#specialTokens = specialTokens;
+    this.contentFormat = iteratesContent(this.syntax) ? "parts" : "string";
+    this.specialTokens = specialTokens;
   }
 
   /**
@@ -94,10 +96,10 @@ export class ChatTemplate {
     }
     const conversation = normaliseMessages(messages, this.contentFormat);
     const variables: Record<string, unknown> = {
-      bos_token: this.#specialTokens.bos,
-      eos_token: this.#specialTokens.eos,
-      pad_token: this.#specialTokens.pad,
-      unk_token: this.#specialTokens.unk,
+      bos_token: this.specialTokens.bos,
+      eos_token: this.specialTokens.eos,
+      pad_token: this.specialTokens.pad,
+      unk_token: this.specialTokens.unk,
       ...options.kwargs,
       ...helpers(options.wallUnixMs),
       messages: conversation,
@@ -114,7 +116,7 @@ export class ChatTemplate {
       for (const [name, value] of Object.entries(variables)) {
         if (value !== undefined) environment.set(name, value);
       }
-      const result = new Interpreter(environment).run(this.#program);
+      const result = new Interpreter(environment).run(this.syntax);
       invariant(typeof result.value === "string", "a template renders to a string");
       return result.value;
     } catch (error) {

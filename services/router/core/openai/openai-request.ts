@@ -1,5 +1,6 @@
 import { MeshError } from "../../../shared/core/errors.ts";
 import { reservedFields } from "./reserved-fields.ts";
+import type { ChatPrompt, ScannedChat, ScannedPrompt } from "./scanned-body.ts";
 
 /** What a request asks, as far as placement needs it. */
 export interface OpenAiRequest {
@@ -18,6 +19,9 @@ export type OpenAiPrompt =
   | { readonly kind: "text"; readonly text: string }
   | { readonly kind: "tokens"; readonly ids: readonly number[] }
   | { readonly kind: "chat"; readonly chat: ChatPrompt }
+  /** The same two, not yet taken out of the body. */
+  | { readonly kind: "scanned_text"; readonly text: ScannedPrompt }
+  | { readonly kind: "scanned_chat"; readonly chat: ScannedChat }
   /** Nothing that can be hashed; placed by load. */
   | { readonly kind: "load_only"; readonly reason: LoadOnlyReason };
 
@@ -32,15 +36,6 @@ export type LoadOnlyReason =
   | "no_tokenizer"
   | "no_chat_template"
   | "unsupported_tokenizer";
-
-/** What a chat template takes. */
-export interface ChatPrompt {
-  readonly messages: readonly Readonly<Record<string, unknown>>[];
-  readonly tools: readonly unknown[] | undefined;
-  readonly addGenerationPrompt: boolean;
-  readonly continueFinalMessage: boolean;
-  readonly templateKwargs: Readonly<Record<string, unknown>>;
-}
 
 /** Deepest nesting of a body. Deeper ones are refused before anything walks them. */
 const depthMax = 64;
@@ -57,7 +52,8 @@ function refuse(field: string, message: string): never {
 
 type Body = Readonly<Record<string, unknown>>;
 
-function isObject(value: unknown): value is Body {
+/** Whether a value is a JSON object. */
+export function isObject(value: unknown): value is Body {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
@@ -111,7 +107,8 @@ function parseJson(text: string): Body {
   return value;
 }
 
-function optionalCount(body: Body, field: string): number | undefined {
+/** A whole number of at least 1, or nothing; anything else is refused. */
+export function optionalCount(body: Body, field: string): number | undefined {
   const value = body[field];
   if (value === undefined || value === null) return undefined;
   if (typeof value !== "number" || !Number.isInteger(value) || value < 1) {
@@ -120,14 +117,16 @@ function optionalCount(body: Body, field: string): number | undefined {
   return value;
 }
 
-function optionalFlag(body: Body, field: string, fallback: boolean): boolean {
+/** A truth, `fallback` for none; anything else is refused. */
+export function optionalFlag(body: Body, field: string, fallback: boolean): boolean {
   const value = body[field];
   if (value === undefined || value === null) return fallback;
   if (typeof value !== "boolean") refuse(field, "must be true or false");
   return value;
 }
 
-function readModel(body: Body, required: boolean): string | undefined {
+/** The model that a body names; refused when it is no name, or absent though `required`. */
+export function readModel(body: Body, required: boolean): string | undefined {
   const model = body["model"];
   if (model === undefined || model === null) {
     if (required) refuse("model", "is required");
@@ -219,7 +218,7 @@ function readPrompt(body: Body): OpenAiPrompt {
 }
 
 /** A session is a hint, so that anything but text counts as none. */
-function readSession(body: Body): { readonly session?: string } {
+export function readSession(body: Body): { readonly session?: string } {
   for (const field of ["prompt_cache_key", "user"]) {
     const value = body[field];
     if (typeof value === "string" && value !== "") return { session: value };
@@ -235,6 +234,12 @@ function checkReserved(body: Body): void {
   }
 }
 
+/** What a path asks for. */
+export function kindOf(path: string): OpenAiRequest["kind"] {
+  const route = path.split("?", 1)[0] ?? "";
+  return chatPath.test(route) ? "chat" : completionsPath.test(route) ? "completions" : "other";
+}
+
 /**
  * Reads a body for placement. Throws `invalid_request` with the field for anything that could not be served:
  * bad UTF-8, malformed JSON, wrong types, reserved fields. Unknown fields pass. Other paths than chat and completions
@@ -245,12 +250,7 @@ export function readOpenAiRequest(
   bytes: Uint8Array,
   contentType?: string,
 ): OpenAiRequest {
-  const route = path.split("?", 1)[0] ?? "";
-  const kind = chatPath.test(route)
-    ? "chat"
-    : completionsPath.test(route)
-      ? "completions"
-      : "other";
+  const kind = kindOf(path);
   if (bytes.length === 0 && kind === "other") {
     return {
       kind,

@@ -1,8 +1,20 @@
 import type { HashRoot } from "../../../shared/core/block-hash.ts";
+import type { ScannedChat } from "../openai/scanned-body.ts";
+
+/** A token that is looked for in text before anything else. */
+export interface AddedToken {
+  readonly id: number;
+  readonly text: string;
+}
 
 /** Turns text into token ids exactly as the engine does. */
 export interface PromptTokenizer {
-  encode(text: string, options?: { readonly special?: boolean }): Uint32Array;
+  encode(text: string | Uint8Array, options?: { readonly special?: boolean }): Uint32Array;
+  /**
+   * The tokens that are looked for in a text before anything else, if it says which: text between two of them is
+   * tokenised by itself.
+   */
+  addedTokens?(): readonly AddedToken[];
 }
 
 /** Turns chat messages into the text that the engine tokenises. Throws `invalid_request` for what it refuses. */
@@ -18,6 +30,12 @@ export interface PromptTemplate {
   ): string;
 }
 
+/** Turns chats into token ids without rendering them. */
+export interface ScannedChatReader {
+  /** The ids, in memory that the next call uses again; `undefined` when the template has to render the chat. */
+  read(chat: ScannedChat): Uint32Array | undefined;
+}
+
 /** What is needed to turn a model's requests into block hashes. */
 export interface ModelRuntime {
   /** Absent until the worker has delivered it, or when its family is not supported. */
@@ -25,6 +43,8 @@ export interface ModelRuntime {
   /** Set when the tokenizer's family is not supported. */
   readonly unsupported: boolean;
   readonly template: PromptTemplate | undefined;
+  /** Absent for templates or tokenizers that it does not fit. */
+  readonly chats?: ScannedChatReader | undefined;
   readonly addsSpecialTokens: boolean;
   readonly root: HashRoot;
 }

@@ -2,7 +2,8 @@ import { describe, expect, test } from "vitest";
 
 import { hashBlocks, hashRoot } from "../../../shared/core/block-hash.ts";
 import { MeshError } from "../../../shared/core/errors.ts";
-import type { ChatPrompt, OpenAiPrompt } from "../openai/openai-request.ts";
+import type { OpenAiPrompt } from "../openai/openai-request.ts";
+import type { ChatPrompt } from "../openai/scanned-body.ts";
 import type { ModelRuntime } from "./model-runtime.ts";
 import { loadOnlyPrompt, readPrompt } from "./read-prompt.ts";
 
@@ -17,7 +18,13 @@ const chat: ChatPrompt = {
 
 /** One token per character; the template shows what it was given. */
 const runtime = (over: Partial<ModelRuntime> = {}): ModelRuntime => ({
-  tokenizer: { encode: (text) => Uint32Array.from(text, (c) => c.codePointAt(0) ?? 0) },
+  tokenizer: {
+    encode: (text) =>
+      Uint32Array.from(
+        typeof text === "string" ? text : new TextDecoder().decode(text),
+        (c) => c.codePointAt(0) ?? 0,
+      ),
+  },
   unsupported: false,
   template: { render: (messages, options) => JSON.stringify([messages, options]) },
   addsSpecialTokens: false,

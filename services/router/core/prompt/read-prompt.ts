@@ -1,6 +1,7 @@
 import { hashBlocks } from "../../../shared/core/block-hash.ts";
 import type { LoadOnlyReason, OpenAiPrompt } from "../openai/openai-request.ts";
-import type { ModelRuntime } from "./model-runtime.ts";
+import type { ChatPrompt } from "../openai/scanned-body.ts";
+import type { ModelRuntime, PromptTemplate } from "./model-runtime.ts";
 
 /** A prompt as tokens and block hashes. */
 export interface TokenisedPrompt {
@@ -36,16 +37,30 @@ function tokenIds(
     case "chat": {
       if (runtime.tokenizer === undefined) return { reason: missing(runtime) };
       if (runtime.template === undefined) return { reason: "no_chat_template" };
-      const { chat } = prompt;
-      const text = runtime.template.render(chat.messages, {
-        addGenerationPrompt: chat.addGenerationPrompt,
-        continueFinalMessage: chat.continueFinalMessage,
-        kwargs: chat.templateKwargs,
-        ...(chat.tools === undefined ? {} : { tools: chat.tools }),
-      });
-      return { ids: runtime.tokenizer.encode(text) };
+      return { ids: runtime.tokenizer.encode(rendered(prompt.chat, runtime.template)) };
+    }
+    case "scanned_text": {
+      if (runtime.tokenizer === undefined) return { reason: missing(runtime) };
+      return { ids: runtime.tokenizer.encode(prompt.text.whole()) };
+    }
+    case "scanned_chat": {
+      if (runtime.tokenizer === undefined) return { reason: missing(runtime) };
+      if (runtime.template === undefined) return { reason: "no_chat_template" };
+      const ids = runtime.chats?.read(prompt.chat);
+      if (ids !== undefined) return { ids };
+      const chat = prompt.chat.whole();
+      return { ids: runtime.tokenizer.encode(rendered(chat, runtime.template)) };
     }
   }
+}
+
+function rendered(chat: ChatPrompt, template: PromptTemplate): string {
+  return template.render(chat.messages, {
+    addGenerationPrompt: chat.addGenerationPrompt,
+    continueFinalMessage: chat.continueFinalMessage,
+    kwargs: chat.templateKwargs,
+    ...(chat.tools === undefined ? {} : { tools: chat.tools }),
+  });
 }
 
 function missing(runtime: ModelRuntime): LoadOnlyReason {

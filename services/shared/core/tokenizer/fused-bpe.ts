@@ -1,7 +1,7 @@
 import { MeshError } from "../errors.ts";
 import { PairMerger } from "./pair-merger.ts";
 import type { TokenizerTables } from "./tables.ts";
-import { TokenScanner } from "./token-trie.ts";
+import { TokenScanner, tokensOf } from "./token-trie.ts";
 import type { EncodeOptions, Tokenizer } from "./tokenizer.ts";
 import { normaliseLikeReference } from "./reference-unicode.ts";
 import { LearnedWords } from "./learned-words.ts";
@@ -80,6 +80,14 @@ export class FusedBpe implements Tokenizer {
   /** Learned words that gave way to others so far. */
   get evictedWords(): number {
     return this.#smallWords.evicted + this.#mediumWords.evicted + this.#largeWords.evicted;
+  }
+
+  /** The added tokens: each is looked for in a text first, and what is between two of them is encoded by itself. */
+  addedTokens(): { readonly id: number; readonly text: string }[] {
+    return tokensOf(this.#tables.addedTokens).map(({ id, bytes }) => ({
+      id,
+      text: this.#decoder.decode(bytes),
+    }));
   }
 
   encode(text: string | Uint8Array, options: EncodeOptions = {}): Uint32Array {

@@ -41,6 +41,21 @@ export function buildTokenTrie(
   };
 }
 
+/** The tokens of a trie, each once, as bytes. */
+export function tokensOf(trie: TokenTrie): { readonly id: number; readonly bytes: Uint8Array }[] {
+  const found: { readonly id: number; readonly bytes: Uint8Array }[] = [];
+  const walk = (node: number, bytes: readonly number[]): void => {
+    const id = trie.tokenAt[node] ?? -1;
+    if (id >= 0) found.push({ id, bytes: Uint8Array.from(bytes) });
+    for (let byte = 0; byte < 256; byte++) {
+      const child = trie.children[256 * node + byte] ?? 0;
+      if (child !== 0) walk(child, [...bytes, byte]);
+    }
+  };
+  walk(0, []);
+  return found;
+}
+
 /** Finds added tokens in text: the leftmost one, and of those that start there the longest. */
 export class TokenScanner {
   readonly #trie: TokenTrie;

@@ -1,0 +1,113 @@
+import { BodyScanner, type ScannedFields } from "./body-scanner.ts";
+import {
+  isObject,
+  kindOf,
+  optionalCount,
+  optionalFlag,
+  readModel,
+  readOpenAiRequest,
+  readSession,
+  type OpenAiPrompt,
+  type OpenAiRequest,
+} from "./openai-request.ts";
+import { MeshError } from "../../../shared/core/errors.ts";
+import { spelled, type ScannedChat, type ScannedPrompt } from "./scanned-body.ts";
+
+/** What a reader has done so far. */
+export interface BodyReaderFigures {
+  readonly scanned: number;
+  /** Bodies that the full parser read, or refused. */
+  readonly judged: number;
+}
+
+/**
+ * Reads bodies as `readOpenAiRequest` does, mostly without parsing them. The prompts it gives are bound to the bytes: they
+ * are to be read before those are used for something else.
+ */
+export class BodyReader {
+  readonly #scanner: BodyScanner;
+  #scanned = 0;
+  #judged = 0;
+
+  /** `key`: eight secret 32-bit numbers for hashes of texts; `isUtf8`: whether bytes are well-formed UTF-8. */
+  constructor(options: {
+    readonly key: Int32Array;
+    readonly isUtf8: (bytes: Uint8Array) => boolean;
+  }) {
+    this.#scanner = new BodyScanner(options.key, options.isUtf8);
+  }
+
+  get figures(): BodyReaderFigures {
+    return { scanned: this.#scanned, judged: this.#judged };
+  }
+
+  /** Reads a body for placement; see `readOpenAiRequest`, which also says what is refused. */
+  read(path: string, bytes: Uint8Array, contentType?: string): OpenAiRequest {
+    const kind = kindOf(path);
+    if (kind !== "other") {
+      const request = this.#scan(kind, bytes);
+      if (request !== undefined) {
+        this.#scanned++;
+        return request;
+      }
+    }
+    this.#judged++;
+    return readOpenAiRequest(path, bytes, contentType);
+  }
+
+  #scan(kind: "chat" | "completions", bytes: Uint8Array): OpenAiRequest | undefined {
+    const fields = this.#scanner.scan(bytes, kind === "chat");
+    if (fields === undefined) return undefined;
+    const { plain } = fields;
+    try {
+      const model = readModel(plain, true);
+      const tokensMax =
+        optionalCount(plain, "max_completion_tokens") ?? optionalCount(plain, "max_tokens");
+      const prompt = kind === "chat" ? chatOf(bytes, fields) : promptOf(bytes, fields);
+      if (prompt === undefined) return undefined;
+      return { kind, model, tokensMax, ...readSession(plain), prompt };
+    } catch (error) {
+      // Which of several faults is named is for the judge to say.
+      if (error instanceof MeshError) return undefined;
+      throw error;
+    }
+  }
+}
+
+const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+
+function promptOf(bytes: Uint8Array, { prompt }: ScannedFields): OpenAiPrompt | undefined {
+  if (prompt === undefined) return undefined;
+  const text: ScannedPrompt = { bytes, text: prompt, whole: () => spelled(bytes, prompt) };
+  return { kind: "scanned_text", text };
+}
+
+function chatOf(bytes: Uint8Array, fields: ScannedFields): OpenAiPrompt | undefined {
+  const { plain, messages, messagesValue, tools } = fields;
+  if (messages === undefined || messagesValue === undefined) return undefined;
+  const kwargs = plain["chat_template_kwargs"];
+  if (kwargs !== undefined && kwargs !== null && !isObject(kwargs)) return undefined;
+  const options = {
+    addGenerationPrompt: optionalFlag(plain, "add_generation_prompt", true),
+    continueFinalMessage: optionalFlag(plain, "continue_final_message", false),
+    templateKwargs: isObject(kwargs) ? kwargs : {},
+  };
+  if (fields.multimodal) return { kind: "load_only", reason: "multimodal" };
+  if (typeof plain["chat_template"] === "string") {
+    return { kind: "load_only", reason: "custom_template" };
+  }
+  const parse = (of: { readonly start: number; readonly end: number }): unknown =>
+    JSON.parse(decoder.decode(bytes.subarray(of.start, of.end)));
+  const chat: ScannedChat = {
+    bytes,
+    messages,
+    tools,
+    ...options,
+    whole: () => ({
+      messages: parse(messagesValue) as readonly Readonly<Record<string, unknown>>[],
+      tools: tools === undefined ? undefined : (parse(tools) as readonly unknown[]),
+      ...options,
+    }),
+  };
+  return { kind: "scanned_chat", chat };
+}

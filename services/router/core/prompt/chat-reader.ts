@@ -1,0 +1,212 @@
+import {
+  normaliseToolCall,
+  normaliseTools,
+  type ContentFormat,
+} from "../../../shared/core/chat-messages.ts";
+import type { SpecialTokens, TemplateSyntax } from "../../../shared/core/chat-template.ts";
+import { MeshError } from "../../../shared/core/errors.ts";
+import {
+  isScannedText,
+  spelled,
+  type ScannedChat,
+  type ScannedMessage,
+  type ScannedText,
+  type ScannedValue,
+} from "../openai/scanned-body.ts";
+import type { AddedToken, PromptTokenizer } from "./model-runtime.ts";
+import type { PromptCache } from "./prompt-cache.ts";
+import { PromptPieces } from "./prompt-pieces.ts";
+import type { PromptText } from "./prompt-text.ts";
+import { TemplateProgram, templateFunctions } from "./template-program.ts";
+import { NotRendered, type Value } from "./template-values.ts";
+import { TokenCuts } from "./token-cuts.ts";
+
+/** Texts up to this size are plain values and not remembered by themselves, bytes. */
+const plainSizeMax = 32;
+/** Memory of parsed JSON, by its size; an estimate. */
+const valueBytesPerByte = 6;
+
+const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+
+/** What a chat template is given, and who remembers. */
+export interface ChatReaderOptions {
+  readonly syntax: TemplateSyntax;
+  readonly contentFormat: ContentFormat;
+  readonly specialTokens: SpecialTokens;
+  readonly tokenizer: PromptTokenizer;
+  readonly addedTokens: readonly AddedToken[];
+  readonly cache: PromptCache;
+  /** Tells what this reader remembers from what others do; every reader of a cache has another. */
+  readonly domain: number;
+}
+
+/** What a reader has done so far. */
+export interface ChatReaderFigures {
+  readonly read: number;
+  /** Chats that were left to the template library. */
+  readonly left: number;
+}
+
+/**
+ * Reads chats as token ids without rendering them: the template's own parts and the texts of the request are put in a row,
+ * cut at added tokens, and the ids of pieces that have been seen are remembered. The ids are those of the rendered
+ * prompt; a chat for which that is not certain is left to the caller.
+ */
+export class ChatReader {
+  readonly #options: ChatReaderOptions;
+  readonly #program: TemplateProgram;
+  readonly #pieces: PromptPieces;
+  readonly #constants: ReadonlyMap<string, Value>;
+  #bound: PromptText[] = [];
+  #read = 0;
+  #left = 0;
+
+  constructor(options: ChatReaderOptions) {
+    this.#options = options;
+    const { bos, eos, pad, unk } = options.specialTokens;
+    const cuts = new TokenCuts(options.addedTokens);
+    const texts = [bos, eos, pad, unk].filter((text) => text !== undefined);
+    this.#program = new TemplateProgram(options.syntax, (text) => cuts.cut(text), texts);
+    this.#pieces = new PromptPieces(options.tokenizer);
+    const named = { bos_token: bos, eos_token: eos, pad_token: pad, unk_token: unk };
+    this.#constants = new Map(Object.entries(named).filter(([, text]) => text !== undefined));
+  }
+
+  get figures(): ChatReaderFigures {
+    return { read: this.#read, left: this.#left };
+  }
+
+  /**
+   * Token ids of a chat, in memory that the next call uses again; `undefined` when the template library has to render it, or
+   * to say what is wrong with it.
+   */
+  read(chat: ScannedChat): Uint32Array | undefined {
+    // Where the last message ends in the rendered text is for the library to find.
+    if (chat.continueFinalMessage) return undefined;
+    try {
+      const parts = this.#program.run(this.#variables(chat));
+      const ids = this.#pieces.ids(parts);
+      this.#read++;
+      return ids;
+    } catch (error) {
+      if (!(error instanceof NotRendered) && !(error instanceof MeshError)) throw error;
+      this.#left++;
+      return undefined;
+    } finally {
+      for (const text of this.#bound) text.unbind();
+      this.#bound.length = 0;
+      this.#options.cache.trim();
+    }
+  }
+
+  #variables(chat: ScannedChat): ReadonlyMap<string, Value> {
+    const variables = new Map(this.#constants);
+    for (const [name, value] of Object.entries(chat.templateKwargs)) {
+      variables.set(name, value as Value);
+    }
+    // The library refuses to be told what this is.
+    if (variables.has("namespace")) throw new NotRendered();
+    for (const [name, value] of templateFunctions) variables.set(name, value);
+    variables.set(
+      "messages",
+      chat.messages.map((message) => this.#message(chat.bytes, message)),
+    );
+    variables.set("tools", this.#tools(chat));
+    variables.set("add_generation_prompt", chat.addGenerationPrompt);
+    return variables;
+  }
+
+  #tools({ bytes, tools }: ScannedChat): Value {
+    if (tools === undefined) return null;
+    return this.#options.cache.value(tools, 4 * this.#options.domain + 1, () => ({
+      value: (normaliseTools(parse(bytes, tools)) ?? null) as Value,
+      bytes: valueBytesPerByte * (tools.end - tools.start),
+    }));
+  }
+
+  /** A message as `normaliseMessages` hands it to a template. */
+  #message(bytes: Uint8Array, message: ScannedMessage): Value {
+    const { role, content, more } = message;
+    const asText = this.#options.contentFormat === "string" || role === "tool";
+    const result: Record<string, Value> = {
+      role,
+      content: asText ? this.#content(bytes, content) : this.#parts(bytes, content),
+    };
+    if (more === undefined) return result;
+    if (role === "assistant") {
+      const calls = more.get("tool_calls");
+      if (calls !== undefined && !isScannedText(calls)) {
+        const value = this.#toolCalls(bytes, calls);
+        if (value !== null) result["tool_calls"] = value;
+      }
+      const given = more.get("reasoning");
+      const isGiven = given !== undefined && (isScannedText(given) || bytes[given.start] !== 0x6e);
+      const reasoning = isGiven ? given : more.get("reasoning_content");
+      if (reasoning !== undefined && isScannedText(reasoning)) {
+        result["reasoning"] = result["reasoning_content"] = this.#text(bytes, reasoning);
+      }
+    }
+    const callId = more.get("tool_call_id");
+    if (role === "tool" && callId !== undefined) {
+      result["tool_call_id"] = isScannedText(callId)
+        ? this.#text(bytes, callId)
+        : (parse(bytes, callId) as Value);
+    }
+    const name = more.get("name");
+    if (name !== undefined && isScannedText(name)) result["name"] = this.#text(bytes, name);
+    if (role === "developer") {
+      const tools = more.get("tools");
+      if (tools === undefined) result["tools"] = null;
+      else if (isScannedText(tools)) result["tools"] = this.#text(bytes, tools);
+      else result["tools"] = parse(bytes, tools) as Value;
+    }
+    return result;
+  }
+
+  #toolCalls(bytes: Uint8Array, calls: ScannedValue): Value {
+    return this.#options.cache.value(calls, 4 * this.#options.domain + 2, () => {
+      const value = parse(bytes, calls);
+      const list = Array.isArray(value) && value.length > 0;
+      return {
+        value: (list ? value.map(normaliseToolCall) : null) as Value,
+        bytes: valueBytesPerByte * (calls.end - calls.start),
+      };
+    });
+  }
+
+  #content(bytes: Uint8Array, content: ScannedMessage["content"]): Value {
+    if (content === undefined) return "";
+    if (!isList(content)) return this.#text(bytes, content);
+    const [first, ...rest] = content.map((text) => this.#long(bytes, text));
+    if (first === undefined) return "";
+    if (rest.length === 0) return first;
+    // Such a text hangs on its first part.
+    if (first === "") throw new NotRendered();
+    return first.joined(rest, "\n");
+  }
+
+  #parts(bytes: Uint8Array, content: ScannedMessage["content"]): Value {
+    if (content === undefined) return [];
+    const texts = isList(content) ? content : [content];
+    return texts.map((text) => ({ type: "text", text: this.#text(bytes, text) }));
+  }
+
+  #text(bytes: Uint8Array, text: ScannedText): PromptText | string {
+    return text.end - text.start <= plainSizeMax ? spelled(bytes, text) : this.#long(bytes, text);
+  }
+
+  #long(bytes: Uint8Array, text: ScannedText): PromptText | "" {
+    if (text.end === text.start) return "";
+    const found = this.#options.cache.text(bytes, text, 4 * this.#options.domain);
+    this.#bound.push(found);
+    return found;
+  }
+}
+
+function isList(content: ScannedText | readonly ScannedText[]): content is readonly ScannedText[] {
+  return Array.isArray(content);
+}
+
+function parse(bytes: Uint8Array, value: ScannedValue): unknown {
+  return JSON.parse(decoder.decode(bytes.subarray(value.start, value.end)));
+}

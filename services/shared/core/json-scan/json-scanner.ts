@@ -1,0 +1,145 @@
+import { notScanned, TextScanner } from "./text-scanner.ts";
+
+/** Deepest nesting that is scanned; deeper values are left to a parser. */
+const depthMax = 48;
+
+/** What a byte outside strings is: 1 white space, 2 digit. */
+const classOfByte = new Uint8Array(256);
+for (const byte of new TextEncoder().encode(" \t\n\r")) classOfByte[byte] = 1;
+for (const byte of new TextEncoder().encode("0123456789")) classOfByte[byte] = 2;
+
+const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+
+/**
+ * Walks over JSON in UTF-8 bytes as strictly as `JSON.parse`, without building values. Each method takes the index where
+ * something begins and returns the index behind it, or `notScanned` for what is malformed or nested too deep: a parser
+ * then says what it is.
+ */
+export class JsonScanner {
+  readonly text: TextScanner;
+
+  /** `key`: eight secret 32-bit numbers for the hashes of texts. */
+  constructor(key: Int32Array) {
+    this.text = new TextScanner(key);
+  }
+
+  /** Sets the bytes to read: well-formed UTF-8, which the caller has made sure of. */
+  load(bytes: Uint8Array): void {
+    this.text.load(bytes);
+  }
+
+  /** Skips white space. */
+  space(from: number): number {
+    const { bytes } = this.text;
+    let at = from;
+    while (classOfByte[bytes[at] ?? 0] === 1) at++;
+    return at;
+  }
+
+  /** Skips any value. */
+  value(at: number, depth = 0): number {
+    const { bytes } = this.text;
+    const byte = bytes[at] ?? 0;
+    switch (byte) {
+      case 0x22: {
+        const end = this.text.text(at + 1);
+        return end < 0 ? notScanned : end + 1;
+      }
+      case 0x7b:
+        return depth >= depthMax ? notScanned : this.#object(at + 1, depth + 1);
+      case 0x5b:
+        return depth >= depthMax ? notScanned : this.#array(at + 1, depth + 1);
+      case 0x74:
+        return this.#word(at, "true");
+      case 0x66:
+        return this.#word(at, "false");
+      case 0x6e:
+        return this.#word(at, "null");
+      default:
+        return this.#number(at);
+    }
+  }
+
+  /** Skips the colon behind a key, and white space around it. */
+  colon(from: number): number {
+    const at = this.space(from);
+    return this.text.bytes[at] === 0x3a ? this.space(at + 1) : notScanned;
+  }
+
+  /** What `JSON.parse` makes of the value in `[from, to)`, which has been skipped. */
+  parse(from: number, to: number): unknown {
+    return JSON.parse(decoder.decode(this.text.bytes.subarray(from, to)));
+  }
+
+  #object(from: number, depth: number): number {
+    const { bytes } = this.text;
+    let at = this.space(from);
+    if (bytes[at] === 0x7d) return at + 1;
+    for (;;) {
+      if (bytes[at] !== 0x22) return notScanned;
+      const keyEnd = this.text.text(at + 1);
+      if (keyEnd < 0) return notScanned;
+      at = this.colon(keyEnd + 1);
+      if (at < 0) return notScanned;
+      at = this.value(at, depth);
+      if (at < 0) return notScanned;
+      at = this.space(at);
+      const byte = bytes[at];
+      if (byte === 0x7d) return at + 1;
+      if (byte !== 0x2c) return notScanned;
+      at = this.space(at + 1);
+    }
+  }
+
+  #array(from: number, depth: number): number {
+    const { bytes } = this.text;
+    let at = this.space(from);
+    if (bytes[at] === 0x5d) return at + 1;
+    for (;;) {
+      at = this.value(at, depth);
+      if (at < 0) return notScanned;
+      at = this.space(at);
+      const byte = bytes[at];
+      if (byte === 0x5d) return at + 1;
+      if (byte !== 0x2c) return notScanned;
+      at = this.space(at + 1);
+    }
+  }
+
+  #word(at: number, word: string): number {
+    const { bytes } = this.text;
+    for (let i = 0; i < word.length; i++) {
+      if (bytes[at + i] !== word.charCodeAt(i)) return notScanned;
+    }
+    return at + word.length;
+  }
+
+  #digits(from: number): number {
+    const { bytes } = this.text;
+    let at = from;
+    while (classOfByte[bytes[at] ?? 0] === 2) at++;
+    return at;
+  }
+
+  #number(from: number): number {
+    const { bytes } = this.text;
+    let at = bytes[from] === 0x2d ? from + 1 : from;
+    const whole = this.#digits(at);
+    if (whole === at || (bytes[at] === 0x30 && whole > at + 1)) return notScanned;
+    at = whole;
+    if (bytes[at] === 0x2e) {
+      const fraction = this.#digits(at + 1);
+      if (fraction === at + 1) return notScanned;
+      at = fraction;
+    }
+    const exponent = bytes[at] ?? 0;
+    if ((exponent | 0x20) === 0x65) {
+      const sign = bytes[at + 1];
+      const start = sign === 0x2b || sign === 0x2d ? at + 2 : at + 1;
+      const end = this.#digits(start);
+      if (end === start) return notScanned;
+      at = end;
+    }
+    return at;
+  }
+}
