@@ -87,7 +87,7 @@ export const routerMetrics = {
   ttftSeconds: {
     name: "gen_ai_server_time_to_first_token_seconds",
     kind: "histogram",
-    help: "Time to the first byte of the answer's body as Envoy saw it; successes only, in seconds.",
+    help: "Time to the first byte of the answer's body as Envoy saw it; streamed successes only, in seconds.",
     labels: [],
     buckets: ttftBuckets,
   },

@@ -93,6 +93,7 @@ export function decision(over: Partial<Decision> = {}): Decision {
     loadOnlyReason: "",
     traceparent: "",
     leftOut: 0,
+    answer: "stream",
     ...over,
   };
 }

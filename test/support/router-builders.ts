@@ -172,6 +172,7 @@ export function placeInput(over: Partial<PlaceInput> = {}): PlaceInput {
     promptTokens: 1_600,
     hashes: promptHashes(1, 100),
     tokensMax: undefined,
+    answer: "stream",
     loadOnlyReason: "",
     subset: undefined,
     dryRun: false,

@@ -96,7 +96,39 @@ describe("explainView", () => {
     const observed = observation({ ttftMs: 0, cachedTokens: -1, cachedDifference: "unknown" });
     const lines = explainView(response({ decision: decision({ observed }) }));
     expect(cells(lines, "TTFT")).toEqual(["TTFT", "11.1 ms", "never came"]);
-    expect(cells(lines, "cached tokens")).toEqual(["cached tokens", "480", "unknown", "(unknown)"]);
+    expect(cells(lines, "cached tokens").slice(0, 3)).toEqual(["cached tokens", "480", "unknown"]);
+  });
+
+  test("calls the first byte of an answer that was not streamed no first token", () => {
+    const observed = observation({ ttftMs: 0 });
+    const whole = explainView(response({ decision: decision({ observed, answer: "whole" }) }));
+    expect(cells(whole, "TTFT").slice(0, 3)).toEqual(["TTFT", "11.1 ms", "–"]);
+    expect(cells(whole, "TTFT").at(-1)).toContain("not streamed");
+    const unread = explainView(response({ decision: decision({ observed, answer: "" }) }));
+    expect(cells(unread, "TTFT").at(-1)).toContain("was not read");
+  });
+
+  test("says why cached tokens are not known, or that there was nothing to reuse", () => {
+    const notes = (over: Parameters<typeof decision>[0]) =>
+      cells(explainView(response({ decision: decision(over) })), "cached tokens").slice(2);
+    const unknown = observation({ cachedTokens: -1, cachedDifference: "unknown" });
+    expect(notes({ observed: unknown, loadOnlyReason: "multimodal" })).toEqual([
+      "unknown",
+      "(its prompt was not read as tokens)",
+    ]);
+    expect(notes({ observed: { ...unknown, servedAsPicked: false } })[1]).toContain("as picked");
+    expect(notes({ observed: { ...unknown, closedBy: "expired" } })[1]).toContain("not heard");
+    expect(notes({ promptBlocks: 0, observed: observation({ cachedTokens: 0 }) })).toEqual([
+      "0",
+      "(no full block to reuse)",
+    ]);
+  });
+
+  test.each(["DC", "DR", "UF,DC"])("says that the client went away: flags %s", (responseFlags) => {
+    const observed = observation({ responseFlags });
+    const last = explainView(response({ decision: decision({ observed }) })).at(-1);
+    expect(last).toMatch(/^ended {2}by the client, which went away/u);
+    expect(last).toContain("status 200");
   });
 
   test("says how many candidates of an older decision are not kept", () => {

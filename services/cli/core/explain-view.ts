@@ -176,21 +176,16 @@ function observedLines(decision: Decision): string[] {
       : ["observed  not yet: the request still runs, or its end has not been heard"];
   }
   const candidate = decision.candidates.find((one) => one.workerId === decision.workerId);
-  const known = observed.cachedTokens >= 0;
-  const difference = observed.cachedDifference;
-  const note = difference === "" || difference === "none" ? "" : `(${difference})`;
   const rows = [
     [
       "TTFT",
       candidate === undefined ? "–" : formatMs(candidate.predictedTtftMs),
-      observed.ttftMs > 0 ? formatMs(observed.ttftMs) : "never came",
-      "",
+      ...ttftCells(decision, observed),
     ],
     [
       "cached tokens",
       candidate === undefined ? "–" : formatCount(candidate.matchedTokens),
-      known ? formatCount(observed.cachedTokens) : "unknown",
-      note,
+      ...cachedCells(decision, observed),
     ],
     [
       "served by",
@@ -213,11 +208,45 @@ function observedLines(decision: Decision): string[] {
   ];
 }
 
+/** Observed time to first token, and why there is none. */
+function ttftCells({ answer }: Decision, observed: Observation): [shown: string, note: string] {
+  if (observed.ttftMs > 0) return [formatMs(observed.ttftMs), ""];
+  if (answer === "whole") return ["–", "(not streamed: its first byte came when all was done)"];
+  if (answer === "") return ["–", "(whether its answer was streamed was not read)"];
+  return ["never came", ""];
+}
+
+/** Observed cached tokens, and why they differ or are not known. */
+function cachedCells(decision: Decision, observed: Observation): [shown: string, note: string] {
+  const { cachedTokens, cachedDifference } = observed;
+  if (cachedTokens >= 0) {
+    const none = decision.promptBlocks === 0 ? "(no full block to reuse)" : "";
+    const differs = cachedDifference !== "" && cachedDifference !== "none";
+    return [formatCount(cachedTokens), differs ? `(${cachedDifference})` : none];
+  }
+  return ["unknown", `(${whyUnknown(decision, observed)})`];
+}
+
+function whyUnknown({ loadOnlyReason }: Decision, observed: Observation): string {
+  if (loadOnlyReason !== "") return "its prompt was not read as tokens";
+  if (observed.closedBy !== "access_log") return "its end was not heard";
+  if (!observed.servedAsPicked) return "not served as picked";
+  return "no news of the engine's cache can be laid to it";
+}
+
+/** Whether the client went away before the answer had ended: its connection closed, or it reset its stream. */
+function isAbandoned({ responseFlags }: Observation): boolean {
+  return responseFlags.split(",").some((flag) => flag === "DC" || flag === "DR");
+}
+
 function endText(observed: Observation): string {
   const flags = observed.responseFlags === "" ? "" : `, flags ${observed.responseFlags}`;
   const tries =
     observed.attempts === 1 ? "1 attempt" : `${formatCount(observed.attempts)} attempts`;
-  return `ended  status ${observed.status} after ${formatMs(observed.durationMs)}, ${tries}, ${formatCount(observed.responseBytes)} bytes${flags}; closed by ${observed.closedBy}`;
+  const facts = `status ${observed.status} after ${formatMs(observed.durationMs)}, ${tries}, ${formatCount(observed.responseBytes)} bytes${flags}; closed by ${observed.closedBy}`;
+  return isAbandoned(observed)
+    ? `ended  by the client, which went away before the answer was complete: ${facts}`
+    : `ended  ${facts}`;
 }
 
 function whatIfLines(response: ExplainResponse, decision: Decision): string[] {

@@ -1,6 +1,6 @@
 import { attributes } from "../../shared/core/trace-catalogue.ts";
 import type { TraceRoles } from "./trace-roles.ts";
-import { numberAt, type ViewSpan } from "./trace-tree.ts";
+import { numberAt, textAt, type ViewSpan } from "./trace-tree.ts";
 
 /** One stretch of the way to the first token. */
 export interface TtftPart {
@@ -18,8 +18,10 @@ export interface TtftParts {
   readonly sumMs: number;
   /** Of the parts that are the router's, ms. */
   readonly routerMs: number;
-  /** As Envoy's access log had it; `undefined` until the request has ended. */
+  /** As Envoy's access log had it; `undefined` until the request has ended, and where no first token can be seen. */
   readonly observedMs: number | undefined;
+  /** Why nothing was observed, in words; empty when something was. */
+  readonly unobserved: string;
   /** Observed minus sum; `undefined` when nothing was observed. */
   readonly unexplainedMs: number | undefined;
   /** Where the remainder must be, in words. */
@@ -89,9 +91,19 @@ export function ttftParts(roles: TraceRoles): TtftParts {
     sumMs,
     routerMs,
     observedMs,
+    unobserved: observedMs === undefined ? whyUnobserved(roles) : "",
     unexplainedMs,
     unexplained: gaps.length === 0 ? "rounding" : gaps.join("; "),
   };
+}
+
+/** Why a trace has no observed time to first token. */
+export function whyUnobserved({ serve }: TraceRoles): string {
+  if (serve === undefined) return "no kvmesh.serve span";
+  const form = textAt(serve, attributes.answerForm);
+  if (form === "whole") return "not streamed: its first byte came when all was done";
+  if (form === "unknown") return "whether its answer was streamed was not read";
+  return "no byte of its answer came";
 }
 
 type Add = (name: string, ms: number | undefined, gap: string, ofRouter?: boolean) => void;

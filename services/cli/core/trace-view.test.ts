@@ -280,6 +280,37 @@ describe("drawing", () => {
     expect(renderTrace(trace, { width: 110, color: true })).toContain("\u001b[1m");
   });
 
+  test.each([
+    ["whole", "not streamed: its first byte came when all was done"],
+    ["unknown", "whether its answer was streamed was not read"],
+  ])("shows no first token where none is seen: answer %s", (form, why) => {
+    const unseen = wholeRequest().map((input) => {
+      if (input.name !== "kvmesh.serve") return input;
+      const attributesSeen = Object.fromEntries(
+        Object.entries(input.attributes ?? {}).filter(
+          ([name]) =>
+            name !== attributes.observedTtftMs && name !== attributes.observedCachedTokens,
+        ),
+      );
+      return { ...input, attributes: { ...attributesSeen, [attributes.answerForm]: form } };
+    });
+    const text = draw(unseen);
+    expect(text).not.toContain("first token → first byte at Envoy");
+    expect(text).toContain(`observed at Envoy: not known (${why})`);
+    expect(text).toContain(`time to first token not observed: ${why}`);
+    expect(text).toContain("cached tokens not observed");
+  });
+
+  test("says that the client went away", () => {
+    const left = wholeRequest().map((input) =>
+      input.name === "kvmesh.serve"
+        ? { ...input, attributes: { ...input.attributes, [attributes.errorType]: "client_cancel" } }
+        : input,
+    );
+    expect(draw(left)).toContain("the client went away");
+    expect(draw(wholeRequest())).not.toContain("the client went away");
+  });
+
   test("says why a span failed", () => {
     const failed = wholeRequest().map((input) =>
       input.name === "kvmesh.serve"

@@ -11,7 +11,7 @@ import {
   type ViewSpan,
   type ViewTrace,
 } from "./trace-tree.ts";
-import { ttftParts } from "./trace-ttft.ts";
+import { ttftParts, whyUnobserved } from "./trace-ttft.ts";
 
 /** How a trace is drawn. */
 export interface TraceViewOptions {
@@ -109,6 +109,7 @@ function headLines(trace: ViewTrace, roles: TraceRoles, paint: Paint): string[] 
     if (status !== undefined) facts.push(`status ${String(status)}`);
     const flags = textAt(serve, attributes.serveResponseFlags);
     if (flags !== undefined) facts.push(`flags ${flags}`);
+    if (textAt(serve, attributes.errorType) === "client_cancel") facts.push("the client went away");
   }
   const title = `trace ${trace.traceId}  ${started}  ${formatMs(trace.lengthMs)}`;
   return [paint(title, "bold"), ids.join(" · "), facts.join(" · ")].filter((line) => line !== "");
@@ -135,7 +136,7 @@ function ttftLines(roles: TraceRoles, paint: Paint): string[] {
     table.push(["observed at Envoy", formatMs(ttft.observedMs), ""]);
     const name = `unexplained: ${Math.abs(ttft.unexplainedMs) < 0.01 ? "nothing" : ttft.unexplained}`;
     table.push([name, formatMs(ttft.unexplainedMs), share(ttft.unexplainedMs)]);
-  } else table.push(["observed at Envoy: not known (no kvmesh.serve span)", "", ""]);
+  } else table.push([`observed at Envoy: not known (${ttft.unobserved})`, "", ""]);
   const columns = [
     { title: "" },
     { title: "", align: "right" },
@@ -147,7 +148,8 @@ function ttftLines(roles: TraceRoles, paint: Paint): string[] {
 
 const signed = (text: string, value: number): string => (value > 0 ? `+${text}` : text);
 
-function predictionLines({ route, serve }: TraceRoles, paint: Paint): string[] {
+function predictionLines(roles: TraceRoles, paint: Paint): string[] {
+  const { route, serve } = roles;
   const value = (name: string): number | undefined =>
     numberAt(serve, name) ?? numberAt(route, name);
   const row = (
@@ -187,10 +189,19 @@ function predictionLines({ route, serve }: TraceRoles, paint: Paint): string[] {
     { title: "observed", align: "right" },
     { title: "difference", align: "right" },
   ] as const;
+  const cachedKnown = numberAt(serve, attributes.observedCachedTokens) !== undefined;
   const cause = textAt(serve, attributes.differenceCause);
   const regret = numberAt(serve, attributes.routeRegretMs);
   const notes = [
-    ...(cause === undefined ? [] : [`cause of the difference: ${cause}`]),
+    ...(serve !== undefined && value(attributes.observedTtftMs) === undefined
+      ? [`time to first token not observed: ${whyUnobserved(roles)}`]
+      : []),
+    ...(serve !== undefined && !cachedKnown
+      ? ["cached tokens not observed: no news of the engine's cache can be laid to this request"]
+      : []),
+    ...(cause === undefined || cause === "none" || cause === "unknown"
+      ? []
+      : [`cause of the difference: ${cause}`]),
     ...(regret === undefined
       ? []
       : [`regret against the best other candidate: ${signed(formatMs(regret), regret)}`]),

@@ -565,6 +565,41 @@ describe("what the access log says", () => {
     expect(core.modelOf(w0)?.errorRatioP50()).toBeGreaterThan(0);
   });
 
+  test.each(["whole", ""] as const)(
+    "teaches nothing of first tokens when the answer was asked for as '%s'",
+    (answer) => {
+      const core = twoWorkers();
+      const before = core.modelOf(w0)?.steps;
+      const decision = core.place(placeInput({ hashes: none, answer }), at(10));
+      const index = decision.workerId === w0 ? 0 : 1;
+      const record = servedRecord(index, { ttftMs: 900, durationMs: 900 });
+      expect(core.served(decision.id, record, at(900))).toMatchObject({
+        ttftMs: 0,
+        durationMs: 900,
+        servedAsPicked: true,
+      });
+      const model = core.modelOf(decision.workerId as WorkerId);
+      expect(model?.errorRatioP50()).toBeUndefined();
+      expect(model?.steps).toEqual(before);
+      expect(core.book.openCount).toBe(0);
+    },
+  );
+
+  test("knows that a prompt without a full block had nothing cached", () => {
+    const core = twoWorkers();
+    const short = core.place(placeInput({ promptTokens: 9, hashes: none }), at(10));
+    const index = short.workerId === w0 ? 0 : 1;
+    expect(core.served(short.id, servedRecord(index), at(20))).toMatchObject({
+      cachedTokens: 0,
+      cachedDifference: "none",
+    });
+    const unread = placeInput({ promptTokens: 9, hashes: none, loadOnlyReason: "multimodal" });
+    const other = core.place(unread, at(30));
+    expect(
+      core.served(other.id, servedRecord(other.workerId === w0 ? 0 : 1), at(40)),
+    ).toMatchObject({ cachedTokens: -1, cachedDifference: "unknown" });
+  });
+
   test("names why the engine had less cached than predicted, or more", () => {
     const core = twoWorkers();
     sync(core, w0, promptHashes(1, 60));

@@ -8,7 +8,9 @@ import type { SpanAttributes, SpanOptions, Tracing } from "../../shared/edge/tra
 import { routerMetrics } from "../metrics.ts";
 import type { AccessRecord } from "./access-log/access-record.ts";
 import { AccessOutcomes } from "./access-outcomes.ts";
+import type { PlaceInput } from "../core/router-core.ts";
 import type { PeerLinks } from "./peer-links.ts";
+import { recordFromWire, recordToWire, timesToWire, tracedFromWire } from "./peer-wire.ts";
 
 interface SeenSpan {
   readonly name: string;
@@ -22,7 +24,7 @@ const traceId = "0af7651916cd43dd8448eb211c80319c";
 const routeSpan = "b7ad6b7169203331";
 
 /** A router that has placed one request, and what it does with records of it. */
-function placed() {
+function placed(over: Partial<PlaceInput> = {}, reached = true) {
   const spans: SeenSpan[] = [];
   const tracing: Tracing = {
     start(name, options = {}) {
@@ -47,19 +49,20 @@ function placed() {
   const core = routerCore();
   core.admit(memberFacts(0), 1, monoMs(0));
   core.admit(memberFacts(1), 2, monoMs(0));
-  const decision = core.place(placeInput(), realClock.now());
+  const decision = core.place(placeInput(over), realClock.now());
   const forwarded: { readonly to: string; readonly kind: string }[] = [];
   const peers = {
     sendTo: (to: string, message: { $case: string }) => {
       forwarded.push({ to, kind: message.$case });
-      return true;
+      return reached;
     },
   } as unknown as PeerLinks;
+  const { metrics, registry } = createMetrics(routerMetrics);
   const outcomes = new AccessOutcomes({
     core,
     clock: realClock,
     tracing,
-    metrics: createMetrics(routerMetrics).metrics,
+    metrics,
     peers,
     decisionPrefix: "r0.1",
     settle: () => {
@@ -89,7 +92,7 @@ function placed() {
     responseBytes: 4_096,
     ...over,
   });
-  return { outcomes, spans, record, decision, chosen, forwarded };
+  return { outcomes, spans, record, decision, chosen, forwarded, core, registry };
 }
 
 describe("the kvmesh.serve span", () => {
@@ -126,9 +129,10 @@ describe("the kvmesh.serve span", () => {
     const { outcomes, spans, record, chosen } = placed();
     outcomes.record(record());
     expect(spans[0]?.attributes).toMatchObject({
-      [attributes.predictedTtftMs]: 30,
+      [attributes.answerForm]: "stream",
+      [attributes.predictedTtftMs]: chosen?.predictedTtftMs,
       [attributes.observedTtftMs]: 42.5,
-      [attributes.differenceTtftMs]: 12.5,
+      [attributes.differenceTtftMs]: 42.5 - (chosen?.predictedTtftMs ?? 0),
       [attributes.observedDurationMs]: 900,
       [attributes.predictedCachedTokens]: chosen?.matchedTokens,
     });
@@ -176,16 +180,57 @@ describe("the kvmesh.serve span", () => {
     expect(spans).toEqual([]);
   });
 
-  test("is written for another router's decision too, which is told", () => {
+  test("is left to the router that decided, which writes it as if the record had come to it", async () => {
     const { outcomes, spans, record, forwarded } = placed();
     outcomes.record(record({ decisionId: "r7.5.9" }));
     expect(forwarded).toEqual([{ to: "r7", kind: "observed" }]);
-    const [span] = spans;
-    expect(span?.attributes).toMatchObject({
+    expect(spans).toEqual([]);
+
+    const direct = placed({ unixUs: 1_790_000_000_000_000 });
+    direct.outcomes.record(direct.record());
+    const told = placed({ unixUs: 1_790_000_000_000_000 });
+    const sent = told.record();
+    const closing = {
+      decisionId: sent.decisionId,
+      workerId: sent.workerId,
+      observed: recordToWire(sent),
+      times: timesToWire(sent),
+    };
+    told.outcomes.observed(
+      sent.decisionId,
+      recordFromWire(closing.observed),
+      tracedFromWire(closing),
+    );
+    expect(told.spans).toEqual(direct.spans);
+    expect(await told.registry.metrics()).toContain(
+      "gen_ai_server_time_to_first_token_seconds_count 1",
+    );
+  });
+
+  test("is written where the record came when the router that decided is gone", () => {
+    const { outcomes, spans, record } = placed({}, false);
+    outcomes.record(record({ decisionId: "r7.5.9" }));
+    expect(spans[0]?.attributes).toMatchObject({
       [attributes.decisionId]: "r7.5.9",
-      [attributes.observedTtftMs]: 42.5,
+      [attributes.answerForm]: "unknown",
     });
     // What only the owner knows is left out.
-    expect(span?.attributes[attributes.predictedCachedTokens]).toBeUndefined();
+    expect(spans[0]?.attributes[attributes.predictedCachedTokens]).toBeUndefined();
+    expect(spans[0]?.attributes[attributes.observedTtftMs]).toBeUndefined();
   });
+
+  test.each(["whole", ""] as const)(
+    "calls no byte of an answer asked for as '%s' a first token",
+    async (answer) => {
+      const { outcomes, spans, record, registry, decision } = placed({ answer });
+      outcomes.record(record({ ttftMs: 900 }));
+      expect(spans[0]?.attributes[attributes.answerForm]).toBe(answer === "" ? "unknown" : answer);
+      expect(spans[0]?.attributes[attributes.observedTtftMs]).toBeUndefined();
+      expect(spans[0]?.attributes[attributes.differenceTtftMs]).toBeUndefined();
+      expect(decision.observed?.ttftMs).toBe(0);
+      const text = await registry.metrics();
+      expect(text).toContain("gen_ai_server_time_to_first_token_seconds_count 0");
+      expect(text).toContain("kvmesh_router_ttft_error_ratio_count 0");
+    },
+  );
 });

@@ -8,7 +8,7 @@ import type { RouterCore, ServedRecord } from "../core/router-core.ts";
 import type { routerMetrics } from "../metrics.ts";
 import type { AccessRecord } from "./access-log/access-record.ts";
 import type { PeerLinks } from "./peer-links.ts";
-import { recordToWire } from "./peer-wire.ts";
+import { recordToWire, timesToWire, type TracedRecord } from "./peer-wire.ts";
 
 /** What handling access-log records needs. */
 export interface AccessOutcomesDependencies {
@@ -25,7 +25,7 @@ export interface AccessOutcomesDependencies {
 const statusClasses = ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /** Value of `error.type` of a served request, or `undefined` when it went well. */
-function errorTypeOf(record: AccessRecord): string | undefined {
+function errorTypeOf(record: ServedRecord): string | undefined {
   const flags = record.responseFlags.split(",");
   if (flags.includes("DC") || flags.includes("DR")) return "client_cancel";
   if (flags.includes("SI") || flags.includes("UT")) return "deadline_exceeded";
@@ -35,9 +35,14 @@ function errorTypeOf(record: AccessRecord): string | undefined {
   return record.status >= 500 ? "upstream_status" : undefined;
 }
 
+function isTraced(record: { readonly traceparent: string }): boolean {
+  return record.traceparent !== "" && parseTraceparent(record.traceparent)?.sampled === true;
+}
+
 /**
  * What Envoy's access log says of finished requests: closes the books, writes the serve span, counts. A record may
- * reach another router than the one that decided; that one gets it over the peer link.
+ * reach another router than the one that decided; that one gets it over the peer link, and writes the span, since it
+ * alone knows what was predicted and what its index saw. When it is gone, the router at hand writes what it knows.
  */
 export class AccessOutcomes {
   readonly #d: AccessOutcomesDependencies;
@@ -57,11 +62,9 @@ export class AccessOutcomes {
       return;
     }
     const prefix = record.decisionId.slice(0, record.decisionId.lastIndexOf("."));
-    let observed: Observation | undefined;
     if (prefix === decisionPrefix) {
       metrics.accessLogRecords.inc({ outcome: "own" });
-      observed = core.served(record.decisionId, record, clock.now());
-      if (observed !== undefined) this.#countObservation(record.decisionId, observed);
+      this.#served(record.decisionId, record, record);
     } else {
       const owner = prefix.slice(0, prefix.lastIndexOf("."));
       core.peerClosed(record.decisionId, clock.now());
@@ -71,26 +74,31 @@ export class AccessOutcomes {
           decisionId: record.decisionId,
           workerId: record.workerId,
           observed: recordToWire(record),
+          times: isTraced(record) ? timesToWire(record) : undefined,
         },
       });
       metrics.accessLogRecords.inc({ outcome: sent ? "forwarded" : "unknown_owner" });
+      if (!sent) this.#serveSpan(record, undefined);
     }
-    this.#serveSpan(record, observed);
     this.#d.settle();
   }
 
-  /** Takes a record that a peer received for a decision of this router. */
-  observed(decisionId: string, record: ServedRecord): void {
-    const observed = this.#d.core.served(decisionId, record, this.#d.clock.now());
-    if (observed !== undefined) this.#countObservation(decisionId, observed);
+  /** Takes a record that a peer received for a decision of this router; `traced` when the request is traced. */
+  observed(decisionId: string, record: ServedRecord, traced: TracedRecord | undefined): void {
+    this.#served(decisionId, record, traced);
     this.#d.settle();
+  }
+
+  #served(decisionId: string, record: ServedRecord, traced: TracedRecord | undefined): void {
+    const { core, clock } = this.#d;
+    const observed = core.served(decisionId, record, clock.now());
+    if (observed !== undefined) this.#countObservation(decisionId, observed);
+    if (traced !== undefined) this.#serveSpan(traced, observed);
   }
 
   #count(record: AccessRecord): void {
     const { metrics } = this.#d;
     metrics.requestSeconds.observe(record.durationMs / 1_000);
-    if (record.status === 200 && record.ttftMs > 0)
-      metrics.ttftSeconds.observe(record.ttftMs / 1_000);
     const reachedEngine = record.servedEndpoint !== "" && record.cluster.startsWith("pool-");
     if (!reachedEngine) return;
     if (record.decisionId === "") metrics.unpicked.inc({ reason: "no_decision" });
@@ -119,6 +127,9 @@ export class AccessOutcomes {
 
   #countObservation(decisionId: string, observed: Observation): void {
     const { core, metrics } = this.#d;
+    if (observed.status === 200 && observed.ttftMs > 0) {
+      metrics.ttftSeconds.observe(observed.ttftMs / 1_000);
+    }
     const chosen = core.decisions.byId(decisionId)?.candidates[0];
     if (chosen !== undefined && observed.servedAsPicked && observed.ttftMs > 0) {
       const error = Math.abs(chosen.predictedTtftMs - observed.ttftMs) / observed.ttftMs;
@@ -130,10 +141,9 @@ export class AccessOutcomes {
     }
   }
 
-  #serveSpan(record: AccessRecord, observed: Observation | undefined): void {
-    if (record.traceparent === "") return;
+  #serveSpan(record: TracedRecord, observed: Observation | undefined): void {
+    if (!isTraced(record)) return;
     const parent = parseTraceparent(record.traceparent);
-    if (parent?.sampled !== true) return;
     const { core, tracing } = this.#d;
     const decision = core.decisions.byId(record.decisionId);
     const decidedUs = decision?.decidedUnixUs ?? record.startUnixUs;
@@ -143,7 +153,10 @@ export class AccessOutcomes {
     const [host, port] = splitEndpoint(record.servedEndpoint);
     const chosen = decision?.candidates[0];
     const cachedTokens = observed?.cachedTokens ?? -1;
-    const known = record.ttftMs > 0;
+    const observedTtftMs = observed?.ttftMs ?? 0;
+    const known = observedTtftMs > 0;
+    const predictedTtftMs = chosen?.predictedTtftMs ?? record.predictedTtftMs;
+    const answer = decision?.answer ?? "";
     span.set({
       [attributes.decisionId]: record.decisionId,
       [attributes.requestId]: record.requestId,
@@ -162,10 +175,11 @@ export class AccessOutcomes {
       [attributes.serveUploadMs]: record.uploadMs,
       [attributes.serveUpstreamStartMs]: record.upstreamStartMs,
       [attributes.serveResponseHeadersMs]: record.responseHeadersMs,
-      [attributes.predictedTtftMs]: record.predictedTtftMs,
-      [attributes.observedTtftMs]: known ? record.ttftMs : undefined,
+      [attributes.answerForm]: answer === "" ? "unknown" : answer,
+      [attributes.predictedTtftMs]: predictedTtftMs,
+      [attributes.observedTtftMs]: known ? observedTtftMs : undefined,
       [attributes.observedDurationMs]: record.durationMs,
-      [attributes.differenceTtftMs]: known ? record.ttftMs - record.predictedTtftMs : undefined,
+      [attributes.differenceTtftMs]: known ? observedTtftMs - predictedTtftMs : undefined,
       [attributes.predictedCachedTokens]: chosen?.matchedTokens,
       [attributes.observedCachedTokens]: cachedTokens < 0 ? undefined : cachedTokens,
       [attributes.differenceCachedTokens]:

@@ -10,6 +10,7 @@ import type { Decision } from "../core/decisions/decision.ts";
 import type { Answer, ExchangeRequest, ImmediateAnswer } from "../core/exchange/exchange.ts";
 import { readHints } from "../core/admission/request-hints.ts";
 import { noHeaders, type RequestHeaderName } from "../core/exchange/request-headers.ts";
+import { answerFormOf } from "../core/openai/answer-form.ts";
 import { BodyReader } from "../core/openai/body-reader.ts";
 import type { OpenAiRequest } from "../core/openai/openai-request.ts";
 import { readTruncatedRequest } from "../core/openai/truncated-request.ts";
@@ -316,6 +317,7 @@ export class Decider implements RequestDecider {
       promptTokens: prompt.tokens,
       hashes: prompt.hashes,
       tokensMax: openAi.tokensMax,
+      answer: answerFormOf(openAi),
       loadOnlyReason: prompt.loadOnly ?? "",
       subset: options.subset,
       dryRun: options.dryRun,
@@ -378,7 +380,7 @@ export class Decider implements RequestDecider {
         kvmesh: {
           decision: decision.id,
           traceparent: decision.traceparent,
-          predicted_ttft_ms: (chosen?.predictedTtftMs ?? 0).toFixed(1),
+          predicted_ttft_ms: (chosen?.predictedTtftMs ?? 0).toFixed(3),
           worker: decision.workerId ?? "",
         },
       },

@@ -64,6 +64,7 @@ export function decisionToWire(decision: Decision): WireDecision {
     traceparent: decision.traceparent,
     admission: decision.admission === undefined ? undefined : admissionToWire(decision.admission),
     leftOut: decision.leftOut,
+    answer: decision.answer,
   };
 }
 

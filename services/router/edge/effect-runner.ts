@@ -118,6 +118,7 @@ export class EffectRunner {
             decisionId: closed.reservation.decisionId,
             workerId: closed.reservation.workerId,
             observed: observed === undefined ? undefined : observationToWire(observed),
+            times: undefined,
           },
         });
         break;

@@ -26,7 +26,10 @@ import { PeerService } from "./peer-server.ts";
 const log = pino({ level: "silent" });
 /** A reservation's end, as routers tell each other. */
 const closing = (decisionId: string) =>
-  ({ $case: "closed", value: { decisionId, workerId: "w0", observed: undefined } }) as const;
+  ({
+    $case: "closed",
+    value: { decisionId, workerId: "w0", observed: undefined, times: undefined },
+  }) as const;
 
 /** A worker that the dialling router holds. */
 function heldMember(): PeerSnapshot["members"][number] {

@@ -19,7 +19,12 @@ import type {
 import { SequenceCheck } from "../core/peers/peer-link.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { AccessOutcomes } from "./access-outcomes.ts";
-import { noticeFromWire, recordFromWire, reservationFromWire } from "./peer-wire.ts";
+import {
+  noticeFromWire,
+  recordFromWire,
+  reservationFromWire,
+  tracedFromWire,
+} from "./peer-wire.ts";
 
 type Call = ServerDuplexStream<SyncRequest, SyncResponse>;
 
@@ -271,7 +276,8 @@ export class PeerService {
         break;
       case "observed":
         if (event.value.observed !== undefined) {
-          outcomes.observed(event.value.decisionId, recordFromWire(event.value.observed));
+          const record = recordFromWire(event.value.observed);
+          outcomes.observed(event.value.decisionId, record, tracedFromWire(event.value));
         }
         break;
       case undefined:

@@ -1,11 +1,17 @@
 import type { WorkerId } from "../../shared/core/ids.ts";
 import type {
+  Closing as WireClosing,
   MemberNotice as WireNotice,
   Observation as WireObservation,
   Reservation as WireReservation,
+  ServedTimes as WireTimes,
 } from "../../shared/gen/kvmesh/router/v1/router.ts";
 import type { Member, MemberNotice } from "../core/membership/member.ts";
 import type { PeerReservation, ServedRecord } from "../core/router-core.ts";
+import type { AccessRecord } from "./access-log/access-record.ts";
+
+/** What the serve span of a request is written from. */
+export type TracedRecord = Omit<AccessRecord, "cluster" | "codeDetails">;
 
 /** What this router tells peers of a member. */
 export function noticeToWire(member: Member, goodbye: boolean): WireNotice {
@@ -64,6 +70,33 @@ export function recordToWire(record: ServedRecord): WireObservation {
     cachedDifference: "",
     closedBy: "access_log",
     responseBytes: BigInt(Math.round(record.responseBytes)),
+  };
+}
+
+/** What a forwarded record of a traced request carries besides. */
+export function timesToWire(record: TracedRecord): WireTimes {
+  return {
+    requestId: record.requestId,
+    traceparent: record.traceparent,
+    startUnixUs: BigInt(Math.max(0, Math.round(record.startUnixUs))),
+    uploadMs: record.uploadMs,
+    upstreamStartMs: record.upstreamStartMs,
+    responseHeadersMs: record.responseHeadersMs,
+    picked: [...record.picked],
+    predictedTtftMs: record.predictedTtftMs,
+  };
+}
+
+/** A forwarded record of a traced request; `undefined` when it is not traced. */
+export function tracedFromWire(closing: WireClosing): TracedRecord | undefined {
+  const { decisionId, workerId, observed, times } = closing;
+  if (observed === undefined || times === undefined) return undefined;
+  return {
+    ...recordFromWire(observed),
+    ...times,
+    startUnixUs: Number(times.startUnixUs),
+    decisionId,
+    workerId,
   };
 }
 

@@ -284,7 +284,15 @@ const attributeSpecs = {
     name: "kvmesh.observed.ttft_ms",
     type: "double",
     unit: "ms",
-    meaning: "From the request's first byte at Envoy to the first byte of the answer's body.",
+    meaning:
+      "From the request's first byte at Envoy to the first byte of a streamed answer's body; absent otherwise.",
+  },
+  answerForm: {
+    name: "kvmesh.answer.form",
+    type: "string",
+    unit: "",
+    meaning: "How the answer was asked for; only a streamed one shows its first token.",
+    values: ["stream", "whole", "unknown"],
   },
   observedCachedTokens: {
     name: "kvmesh.observed.cached_tokens",
@@ -946,6 +954,7 @@ export const spanCatalogue: readonly SpanSpec[] = [
       "serveUploadMs",
       "serveUpstreamStartMs",
       "serveResponseHeadersMs",
+      "answerForm",
       "predictedTtftMs",
       "predictedCachedTokens",
       "observedTtftMs",

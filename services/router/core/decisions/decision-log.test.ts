@@ -43,6 +43,7 @@ function decision(n: number, candidates: readonly ScoredCandidate[]): Decision {
     decideUs: 0,
     pool: "p",
     model: "m",
+    answer: "stream",
     policy: "kv",
     outcome: { kind: "placed" },
     promptTokens: 1,

@@ -17,8 +17,15 @@ export interface FilteredWorker {
 /** Why predicted and observed cached tokens differ. */
 export type CachedDifference = "none" | "evicted" | "index_gap" | "concurrent" | "unknown";
 
+/**
+ * How an answer was asked for: token by token, in one piece, or empty when that was not read. Only a streamed answer
+ * shows when its first token came.
+ */
+export type AnswerForm = "stream" | "whole" | "";
+
 /** What happened to a placed request. Times in ms; 0 where the thing never happened. */
 export interface Observation {
+  /** 0 also when the answer was not known to be streamed. */
   readonly ttftMs: number;
   readonly durationMs: number;
   readonly servedEndpoint: string;
@@ -74,6 +81,7 @@ export interface Decision {
   decideUs: number;
   readonly pool: string;
   readonly model: string;
+  readonly answer: AnswerForm;
   readonly policy: string;
   readonly outcome: DecisionOutcome;
   readonly promptTokens: number;

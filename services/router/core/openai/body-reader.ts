@@ -7,6 +7,7 @@ import {
   readModel,
   readOpenAiRequest,
   readSession,
+  readStream,
   type OpenAiPrompt,
   type OpenAiRequest,
 } from "./openai-request.ts";
@@ -65,7 +66,7 @@ export class BodyReader {
         optionalCount(plain, "max_completion_tokens") ?? optionalCount(plain, "max_tokens");
       const prompt = kind === "chat" ? chatOf(bytes, fields) : promptOf(bytes, fields);
       if (prompt === undefined) return undefined;
-      return { kind, model, tokensMax, ...readSession(plain), prompt };
+      return { kind, model, tokensMax, ...readSession(plain), ...readStream(plain), prompt };
     } catch (error) {
       // Which of several faults is named is for the judge to say.
       if (error instanceof MeshError) return undefined;

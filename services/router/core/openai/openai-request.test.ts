@@ -32,6 +32,18 @@ function refusedField(run: () => unknown): string | undefined {
 }
 
 describe("what a request asks", () => {
+  test.each([
+    [true, true],
+    [false, false],
+    [null, false],
+    [undefined, false],
+    ["true", undefined],
+    [1, undefined],
+  ])("an answer that streams or not: stream %j is read as %j", (stream, expected) => {
+    expect(chat({ stream }).stream).toBe(expected);
+    expect(completion({ prompt: "x", stream }).stream).toBe(expected);
+  });
+
   test("a chat: messages, tools and how to render them", () => {
     const messages = [
       { role: "system", content: "be kind" },
@@ -51,6 +63,7 @@ describe("what a request asks", () => {
       kind: "chat",
       model: "m",
       tokensMax: 9,
+      stream: false,
       prompt: {
         kind: "chat",
         chat: {
@@ -87,6 +100,7 @@ describe("what a request asks", () => {
       kind: "completions",
       model: "m",
       tokensMax: 3,
+      stream: false,
       prompt: expected,
     });
   });

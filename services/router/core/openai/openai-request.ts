@@ -11,6 +11,8 @@ export interface OpenAiRequest {
   readonly tokensMax: number | undefined;
   /** Conversation that the request belongs to: `prompt_cache_key`, else `user`; absent when it names none. */
   readonly session?: string;
+  /** Whether the answer is to come token by token; absent when the body does not say so for certain. */
+  readonly stream?: boolean;
   readonly prompt: OpenAiPrompt;
 }
 
@@ -226,6 +228,12 @@ export function readSession(body: Body): { readonly session?: string } {
   return {};
 }
 
+/** Engines read some other values as truths too, so that those leave it open. */
+export function readStream(body: Body): { readonly stream?: boolean } {
+  const value = body["stream"] ?? false;
+  return typeof value === "boolean" ? { stream: value } : {};
+}
+
 function checkReserved(body: Body): void {
   for (const field of Object.keys(body)) {
     if (reservedFields.has(field)) {
@@ -277,9 +285,9 @@ export function readOpenAiRequest(
   const session = readSession(body);
   switch (kind) {
     case "chat":
-      return { kind, model, tokensMax, ...session, prompt: readChat(body) };
+      return { kind, model, tokensMax, ...session, ...readStream(body), prompt: readChat(body) };
     case "completions":
-      return { kind, model, tokensMax, ...session, prompt: readPrompt(body) };
+      return { kind, model, tokensMax, ...session, ...readStream(body), prompt: readPrompt(body) };
     case "other":
       return { kind, model, tokensMax, prompt: { kind: "load_only", reason: "other_path" } };
   }

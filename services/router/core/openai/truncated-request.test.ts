@@ -10,6 +10,7 @@ describe("a body that is whole", () => {
       kind: "completions",
       model: "m",
       tokensMax: 4,
+      stream: false,
       prompt: { kind: "text", text: "hello" },
     });
   });

@@ -216,6 +216,7 @@ export class Fleet {
       hashes,
       tokensMax: this.options.tellsTokensMax ? outputTokens : undefined,
       session: request.session ?? "",
+      answer: "stream" as const,
       loadOnlyReason: "",
       subset: undefined,
       dryRun: false,
