@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { placementPolicies } from "./core/demo-profile.ts";
 
 const port = z.number().int().min(0).max(65_535);
 const milliseconds = z.number().int().positive();
@@ -65,7 +66,7 @@ export const MeshConfig = z.strictObject({
   /** Tokens per block everywhere in this mesh; engine block sizes must divide it. */
   blockSizeTokens: z.number().int().min(1).max(1024).default(32),
   /** Placement policy at the start. */
-  policy: z.string().default("kv"),
+  policy: z.enum(placementPolicies).default("kv"),
   /** The mesh's secrets; made when missing. Empty: mesh.keys in the state folder. */
   keysFile: z.string().default(""),
   /** Pool that a request without a known model goes to, and the one served when no router lives. */

@@ -33,6 +33,7 @@ interface UpFlags {
   readonly workers?: number;
   readonly routers?: number;
   readonly portsBase?: PortChoice;
+  readonly printConfig?: boolean;
 }
 
 function positive(text: string): number {
@@ -115,10 +116,13 @@ function upProgram(): Command {
         portsBase,
       ),
     )
-    .action((flags: UpFlags) =>
-      leave(
+    .option("--print-config", "print the effective settings with their sources, and end")
+    .action((flags: UpFlags, command: Command) => {
+      requireDemo(flags, command);
+      return leave(
         upCommand(
           {
+            printConfig: flags.printConfig === true,
             demo: flags.demo === true,
             once: flags.once === true,
             json: flags.json === true,
@@ -136,8 +140,20 @@ function upProgram(): Command {
           },
           processIo,
         ),
-      ),
-    );
+      );
+    });
+}
+
+/** Refuses what means something with `--demo` alone, rather than let it be without effect. */
+function requireDemo(flags: UpFlags, command: Command): void {
+  if (flags.demo === true) return;
+  const options = ["once", "json", "workload", "rate", "duration", "policies", "workers"];
+  const given = options.filter((name) => command.getOptionValueSource(name) === "cli");
+  if (given.length === 0) return;
+  const names = given.map((name) => `--${name}`).join(", ");
+  command.error(
+    `error: ${names} ${given.length === 1 ? "needs" : "need"} --demo: without it there is no comparison and no simulated engine`,
+  );
 }
 
 /** When the launcher was started; now when there was none. */

@@ -13,6 +13,7 @@ import { comparePolicies, setPolicy } from "./demo.ts";
 import { firstToken } from "./first-token.ts";
 import { defaultStatePath, Mesh, packageRoot } from "./mesh.ts";
 import { prepareMesh, servedModels, type PortChoice, type PreparedMesh } from "./mesh-setup.ts";
+import { checkServiceSettings } from "./service-settings.ts";
 import { StateFolder, type MeshRun } from "./state-folder.ts";
 import { Supervisor } from "./supervisor.ts";
 import { readUpSettings, type UpSettings } from "./up-settings.ts";
@@ -25,6 +26,8 @@ export interface UpOptions {
   readonly json: boolean;
   readonly config: string | undefined;
   readonly state: string | undefined;
+  /** Print the effective settings of `mesh` and `envoy` and end. */
+  readonly printConfig: boolean;
   readonly sets: readonly string[];
   /** Name or file. */
   readonly workload: string;
@@ -67,6 +70,10 @@ export async function upCommand(options: UpOptions, io: CommandIo): Promise<numb
     env: process.env,
     sets: options.sets,
   });
+  if (options.printConfig) {
+    for (const line of settings.effective) io.out(line);
+    return exitCodes.done;
+  }
   const demo = options.demo ? planDemo(options) : undefined;
   const state = new StateFolder(options.state ?? defaultStatePath);
   state.claim();
@@ -78,6 +85,16 @@ export async function upCommand(options: UpOptions, io: CommandIo): Promise<numb
     ports: options.ports,
     engines: demo?.profile.engines ?? [],
     workerSettings: demo?.profile.workerSettings ?? {},
+  });
+  const { plan } = prepared.options;
+  const own = demo === undefined ? settings.mesh.workers : [];
+  const { sections, lines } = settings;
+  await checkServiceSettings({
+    plan,
+    sections,
+    memberSettings: plan.workers.map((_, index) => own[index]?.settings ?? {}),
+    lines,
+    state,
   });
   return new UpRun({ options, io, state, settings, demo, prepared }).run();
 }
