@@ -19,7 +19,7 @@ import {
 } from "../../core/mesh-plan.ts";
 import { findEnvoy } from "./envoy-process.ts";
 import { packageRoot, type MeshOptions } from "./mesh.ts";
-import { checkPorts, freePorts, portProblemText, type WantedPort } from "./port-check.ts";
+import { checkPorts, freePorts, portProblemsText, type WantedPort } from "./port-check.ts";
 import type { StateFolder } from "./state-folder.ts";
 
 /** Where the ports come from: the settings, a base given on the command line, or whatever is free. */
@@ -130,7 +130,7 @@ async function requirePorts(input: MeshRequest, plan: MeshPlan, ports: MeshPorts
   }
   const problems = await checkPorts(wanted);
   if (problems.length > 0) {
-    throw new MeshError("already_exists", problems.map(portProblemText).join("\n"));
+    throw new MeshError("already_exists", portProblemsText(problems, wanted.length));
   }
 }
 

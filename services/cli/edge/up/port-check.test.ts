@@ -1,7 +1,13 @@
 import { createServer, type Server } from "node:net";
 import { once } from "node:events";
 import { afterEach, describe, expect, test } from "vitest";
-import { checkPorts, freePorts, portProblemText, type WantedPort } from "./port-check.ts";
+import {
+  checkPorts,
+  freePorts,
+  portProblemsText,
+  portProblemText,
+  type WantedPort,
+} from "./port-check.ts";
 
 const servers: Server[] = [];
 
@@ -46,6 +52,41 @@ describe("checkPorts", () => {
     const [free] = await freePorts("127.0.0.1", 1, () => 0.6);
     const problems = await checkPorts([wanted(free ?? 0, "a"), wanted(free ?? 0, "b")]);
     expect(problems).toMatchObject([{ code: "duplicate", holder: "a (mesh.ports.a)" }]);
+  });
+});
+
+describe("portProblemsText", () => {
+  const inUse = (port: number, holder: string) => ({
+    wanted: wanted(port, `p${port}`),
+    code: "EADDRINUSE",
+    holder,
+  });
+
+  test("describes few ports one by one", () => {
+    const problems = [inUse(8080, "nginx, pid 7"), inUse(9002, "node, pid 9")];
+    const lines = portProblemsText(problems, 20).split("\n");
+    expect(lines).toHaveLength(2);
+    expect(lines[1]).toContain("port 9002 for p9002 is in use by node, pid 9; change mesh.ports");
+  });
+
+  test("sums many up by who holds them, and says once what to do", () => {
+    const problems = [
+      inUse(8080, "envoy, pid 7"),
+      inUse(8081, "envoy, pid 7"),
+      inUse(9002, "node, pid 9"),
+      inUse(9003, "node, pid 9"),
+    ];
+    expect(portProblemsText(problems, 20).split("\n")).toEqual([
+      "4 of 20 ports cannot be had:",
+      "  envoy, pid 7: 8080, 8081",
+      "  node, pid 9: 9002, 9003",
+      expect.stringContaining("--ports-base all-free"),
+    ]);
+  });
+
+  test("names at most six holders", () => {
+    const problems = Array.from({ length: 9 }, (_, at) => inUse(9_000 + at, `node, pid ${at}`));
+    expect(portProblemsText(problems, 9)).toContain("  and 3 more\n");
   });
 });
 

@@ -63,6 +63,30 @@ export function portProblemText({ wanted, code, holder }: PortProblem): string {
   return `port ${String(wanted.port)} for ${wanted.process} ${why ?? `cannot be had (${code})`}; change ${wanted.setting}, or use --ports-base <n> or --ports-base all-free`;
 }
 
+/** Ports that are described one by one; above it they are summed up. */
+const describedMax = 3;
+
+/** All problems for a person: each in full while they are few, else who holds which, and in both cases what to do. */
+export function portProblemsText(problems: readonly PortProblem[], wantedCount: number): string {
+  if (problems.length <= describedMax) return problems.map(portProblemText).join("\n");
+  const byHolder = new Map<string, number[]>();
+  for (const { wanted, holder, code } of problems) {
+    const who =
+      code === "EADDRINUSE" ? (holder ?? "another process") : `${holder ?? wanted.host} (${code})`;
+    byHolder.set(who, [...(byHolder.get(who) ?? []), wanted.port]);
+  }
+  const held = [...byHolder].map(([who, ports]) => `  ${who}: ${ports.join(", ")}`);
+  return [
+    `${String(problems.length)} of ${String(wantedCount)} ports cannot be had:`,
+    ...held.slice(0, holdersMax),
+    ...(held.length > holdersMax ? [`  and ${String(held.length - holdersMax)} more`] : []),
+    "use --ports-base all-free (any free ports) or --ports-base <n> (others), or end what holds them",
+  ].join("\n");
+}
+
+/** Most holders named in a summary. */
+const holdersMax = 6;
+
 async function tryListen(host: string, port: number): Promise<string | undefined> {
   return new Promise((resolve) => {
     const server = createServer();
