@@ -1,5 +1,6 @@
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { MeshError } from "../shared/core/errors.ts";
+import { parseEndpoint } from "../shared/core/endpoint.ts";
 import { ConfigError } from "../shared/edge/config.ts";
 import { productVersion } from "../shared/edge/log.ts";
 import { placementPolicies } from "./core/demo-profile.ts";
@@ -71,6 +72,14 @@ function policyList(text: string): string[] {
   return [...new Set(names)];
 }
 
+/** Collects `host:port` values. */
+function collectAddress(text: string, before: readonly string[]): string[] {
+  if (parseEndpoint(text) === undefined) {
+    throw new InvalidArgumentError("must be host:port, such as 127.0.0.1:9003");
+  }
+  return [...before, text];
+}
+
 const collect = (value: string, before: readonly string[]): string[] => [...before, value];
 
 /** Runs an action and leaves with its exit code. */
@@ -86,7 +95,7 @@ function reading(command: Command): Command {
     .option(
       "--router <host:port>",
       "control port of a router (default: of the mesh that runs here)",
-      collect,
+      collectAddress,
       [],
     )
     .option("--state <folder>", "state folder of the mesh (default: .kvmesh)")
@@ -191,8 +200,10 @@ function readingPrograms(): Command[] {
       .description("print the workers of every pool with their facts, and the routers")
       .action((flags: MeshAddress & { json?: boolean }) => leave(workersCommand(flags, processIo))),
     reading(new Command("top"))
-      .description("show workers and decisions live")
-      .option("--once", "print one screen and end")
+      .description(
+        "show workers and decisions live; with --json one JSON value a line as things change, until Ctrl-C",
+      )
+      .option("--once", "print one screen, or one JSON value, and end")
       .action((flags: TopOptions) => leave(topCommand(flags, processIo))),
     reading(new Command("doctor"))
       .description("look for what is wrong with the mesh, and say how to mend it")
@@ -255,7 +266,9 @@ function servicePrograms(): Command[] {
       .allowUnknownOption()
       .helpOption(false)
       .passThroughOptions()
-      .action((flags: readonly string[]) => leave(serviceCommand(name as PlannedService, flags))),
+      .action((flags: readonly string[]) =>
+        leave(serviceCommand(name as PlannedService, flags, processIo)),
+      ),
   );
 }
 

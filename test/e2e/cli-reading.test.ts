@@ -222,6 +222,17 @@ test("usage errors end with 2 and suggest what was meant", async () => {
   const policy = await kvmesh(["up", "--demo", "--policies", "kvblind"]);
   expect(policy.code).toBe(2);
   expect(policy.stderr).toContain("Did you mean 'kv-blind'?");
+  const address = await kvmesh(["explain", "last", "--router", "notahostport"]);
+  expect(address.code).toBe(2);
+  expect(address.stderr).toContain("must be host:port");
+  const model = await kvmesh(["envoy", "print", "--model", ""]);
+  expect(model).toMatchObject({ code: 2, stdout: "" });
+  const once = await kvmesh(["up", "--once"]);
+  expect(once.code).toBe(2);
+  expect(once.stderr).toContain("--once needs --demo");
+  const port = await kvmesh(["router", "--port", "3"]);
+  expect(port.code).toBe(2);
+  expect(port.stderr).toContain("--set port=value");
 });
 
 test("envoy print writes configuration to stdout", async () => {
@@ -237,4 +248,6 @@ test("a command without a mesh says how to start one", async () => {
   const gone = await kvmesh(["workers", "--router", "127.0.0.1:1"]);
   expect(gone.code).toBe(1);
   expect(gone.stderr).toContain("no router answers");
+  expect(gone.stderr).not.toContain("Resolution note");
+  expect(gone.stderr.trimEnd()).not.toMatch(/:$/);
 });

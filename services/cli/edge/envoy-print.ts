@@ -61,6 +61,9 @@ function readOptions(flags: EnvoyPrintFlags, problems: string[]): EnvoyOptions {
       failOpen: flags.failClosed !== true,
     },
   };
+  if (options.defaultPool.models.some((model) => model.trim() === "")) {
+    problems.push("--model: must be the name of a model, got an empty text");
+  }
   problems.push(...findOptionProblems(options));
   return options;
 }

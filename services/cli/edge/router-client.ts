@@ -210,5 +210,7 @@ function toError(error: unknown, address: string): MeshError {
   const { code, details, message } = error as ServiceError;
   const known = codes[code] ?? "invariant_violated";
   const text = details === "" ? message : details;
-  return new MeshError(known, `router ${address}: ${text}`, { cause: error });
+  // grpc-js puts notes behind the reason that are mostly empty.
+  const reason = text.replace(/\.? (?:Last error|Resolution note): *$/, "").trimEnd();
+  return new MeshError(known, `router ${address}: ${reason}`, { cause: error });
 }

@@ -1,8 +1,67 @@
 import { spawn } from "node:child_process";
 import { join } from "node:path";
+import { MeshError } from "../../shared/core/errors.ts";
+import { unknownName } from "../../shared/core/suggestion.ts";
 import type { PlannedService } from "../core/mesh-plan.ts";
+import { exitCodes, type CommandIo } from "./command-io.ts";
 import { Interrupts } from "./interrupts.ts";
 import { entryPoints, packageRoot, serviceNode } from "./up/mesh.ts";
+
+/** What services take, in the order of the help. */
+const serviceFlags = ["--config", "--set", "--print-config", "--version", "--help"] as const;
+
+/** Flags that are followed by a value. */
+const withValue: readonly string[] = ["--config", "--set", "--processes"];
+
+/** The help of one service's command. */
+export function serviceHelp(service: PlannedService): string {
+  const rows: [string, string][] = [
+    ["--config <file>", "settings (default: kvmesh.yaml of this folder when there is one)"],
+    [
+      "--set <path=value>",
+      `one setting of the section ${service}, several; --print-config lists them`,
+    ],
+    ...((service === "router"
+      ? [["--processes <n>", "run it as n processes, one per core; short for --set processes=n"]]
+      : []) as [string, string][]),
+    ["--print-config", "print the effective settings with their sources, and end"],
+    ["--version", "print the version, and end"],
+    ["-h, --help", "print this, and end"],
+  ];
+  const about = service === "engine" ? "one simulated engine" : `one ${service}`;
+  return [
+    `Usage: kvmesh ${service} [options]`,
+    "",
+    `run ${about} in the foreground, until Ctrl-C`,
+    "",
+    "Options:",
+    ...rows.map(([flag, text]) => `  ${flag.padEnd(20)} ${text}`),
+  ].join("\n");
+}
+
+/** Fails with `invalid_request` for a flag that the service does not have. */
+export function requireKnownFlags(service: PlannedService, flags: readonly string[]): void {
+  const known = [...serviceFlags, ...(service === "router" ? ["--processes"] : [])];
+  for (let at = 0; at < flags.length; at++) {
+    const flag = flags[at] ?? "";
+    const [name = ""] = flag.split("=", 1);
+    if (!known.includes(name)) {
+      const setting = flag.replace(/^-+/, "").replace(/=.*$/, "");
+      const hint = flag.startsWith("--")
+        ? `; a setting is given as --set ${setting}=value, and --print-config lists them`
+        : "";
+      throw new MeshError(
+        "invalid_request",
+        `${service}: ${unknownName("option", flag, known)}${hint}`,
+      );
+    }
+    if (!withValue.includes(flag)) continue;
+    at++;
+    if (flags[at] === undefined) {
+      throw new MeshError("invalid_request", `${service}: ${flag} needs a value`);
+    }
+  }
+}
 
 /** `--processes n` of a router is short for its setting. */
 function withoutShortForms(service: PlannedService, flags: readonly string[]): string[] {
@@ -21,12 +80,22 @@ function withoutShortForms(service: PlannedService, flags: readonly string[]): s
 export async function serviceCommand(
   service: PlannedService,
   flags: readonly string[],
+  io: CommandIo,
 ): Promise<number> {
+  if (flags.includes("--help") || flags.includes("-h")) {
+    io.out(serviceHelp(service));
+    return exitCodes.done;
+  }
+  requireKnownFlags(service, flags);
   const [main, ...words] = entryPoints[service];
-  const child = spawn(serviceNode, [join(packageRoot, main), ...words, ...withoutShortForms(service, flags)], {
-    stdio: ["inherit", "inherit", "inherit", "ipc"],
-    detached: true,
-  });
+  const child = spawn(
+    serviceNode,
+    [join(packageRoot, main), ...words, ...withoutShortForms(service, flags)],
+    {
+      stdio: ["inherit", "inherit", "inherit", "ipc"],
+      detached: true,
+    },
+  );
   const interrupts = new Interrupts(() => child.kill("SIGKILL"));
   interrupts.signal.addEventListener("abort", () => {
     child.kill(interrupts.cause === "SIGINT" ? "SIGINT" : "SIGTERM");

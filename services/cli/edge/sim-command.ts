@@ -2,6 +2,7 @@ import { spawn } from "node:child_process";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { Command } from "commander";
+import { placementPolicies } from "../core/demo-profile.ts";
 import { comparisonJson, renderComparison } from "../core/replay/comparison.ts";
 import type { ReplayResult } from "../core/replay/result.ts";
 import { exitCodes, processIo, type CommandIo } from "./command-io.ts";
@@ -69,6 +70,8 @@ function asReplay({ policy, result }: SimLine): ReplayResult {
   };
 }
 
+const policyHelp = `some of ${placementPolicies.join(",")}, or all`;
+
 /** Rows of the replay's table that mean nothing on virtual time. */
 const realTimeRows = /^(machine CPU|generator )/;
 
@@ -121,7 +124,7 @@ export function simCommand(): Command {
     .enablePositionalOptions()
     .description("replay a workload on a virtual fleet that runs the production router and workers")
     .argument("<workload>", "agentic, conversation, or a file")
-    .option("--policy <list>", "names of policies with commas between them, or all", "all")
+    .option("--policy <list>", policyHelp, "all")
     .option("--rate <n>", "times as fast as recorded (default: the workload's own)")
     .option("--duration <seconds>", "length of the run of each policy (default: 60)")
     .option("--warmup <share>", "share of the run left out of the figures (default: a third)")
@@ -136,7 +139,7 @@ export function simCommand(): Command {
   command.addCommand(
     new Command("baselines")
       .description("compare all policies over both workloads at several loads")
-      .option("--policy <list>", "names of policies with commas between them, or all", "all")
+      .option("--policy <list>", policyHelp, "all")
       .option("--workloads <list>", "of agentic, conversation and files (default: the first two)")
       .option("--loads <list>", "multiples of a workload's own rate (default: 0.75,1,1.25)")
       .option("--windows <n>", "parts of a workload that are run and summed up (default: 4)")

@@ -100,7 +100,7 @@ export async function traceCommand(options: TraceCommandOptions): Promise<number
   const stderr = options.stderr ?? process.stderr;
   if (target === "" || target.length > 200) {
     stderr.write(
-      `trace: the id must have 1 to 200 characters; say "last" for the newest request\n`,
+      `kvmesh: the id must have 1 to 200 characters; say "last" for the newest request\n`,
     );
     return 2;
   }
@@ -115,7 +115,7 @@ export async function traceCommand(options: TraceCommandOptions): Promise<number
     stdout.write(`${renderTrace(trace, view)}\n`);
     return 0;
   } catch (error) {
-    stderr.write(`trace: ${error instanceof Error ? error.message : String(error)}\n`);
+    stderr.write(`kvmesh: ${error instanceof Error ? error.message : String(error)}\n`);
     return 1;
   }
 }

@@ -177,7 +177,11 @@ export function replayCommand(): Command {
     )
     .option("--rate <n>", "requests per second, mean of the whole workload", positive)
     .option("--duration <seconds>", "length of the run (default: the whole workload)", positive)
-    .option("--warmup <share>", "share of the run left out of the statistics", share, 1 / 3)
+    .addOption(
+      new Option("--warmup <share>", "share of the run left out of the statistics")
+        .argParser(share)
+        .default(1 / 3, "a third"),
+    )
     .addOption(
       new Option("--api <api>", "API to call")
         .choices(["completions", "chat"])
