@@ -104,7 +104,7 @@ end
 -- Why this request may not go to the default pool: a status and a sentence; nothing when it may.
 local function judge(handle)
   local settings = handle:metadata()
-  if not settings:get("open") then return "503", "no router is available to place this request" end
+  if not settings:get("open") then return "503", "no router answered to place this request" end
   -- Read here: waiting for the body ends the life of what the handle gave out before.
   local models, paths, reserved = settings:get("models"), settings:get("paths"), settings:get("reserved")
   local body_bytes_max = settings:get("body_bytes_max")
@@ -112,27 +112,27 @@ local function judge(handle)
   local path = string.match(headers:get(":path") or "", "^[^?#]*")
   local method, encoding = headers:get(":method"), headers:get("content-encoding")
   if not contains(paths, path) then
-    return "503", "no router is available; this path is not served without one"
+    return "503", "no router answered; this path is not served without one"
   end
   if method == "GET" then return end
   if encoding ~= nil and encoding ~= "identity" then
-    return "503", "no router is available; an encoded body is not served without one"
+    return "503", "no router answered; an encoded body is not served without one"
   end
   local body = handle:body()
   if body == nil then
-    return "503", "no router is available; a request without a body is not served without one"
+    return "503", "no router answered; a request without a body is not served without one"
   end
   local length = body:length()
   if length > body_bytes_max then
-    return "503", "no router is available; a body this large is not served without one"
+    return "503", "no router answered; a body this large is not served without one"
   end
   local model, problem, field = read_model(body:getBytes(0, length), reserved)
   if field ~= nil then return "400", "the field " .. field .. " is reserved" end
   if problem ~= nil then
-    return "503", "no router is available, and the body cannot be served without one: " .. problem
+    return "503", "no router answered, and the body cannot be served without one: " .. problem
   end
   if model ~= nil and not contains(models, model) then
-    return "503", "no router is available, and the model is not served without one"
+    return "503", "no router answered, and the model is not served without one"
   end
 end
 
@@ -143,7 +143,7 @@ function envoy_on_request(handle)
   local is_judged, code, reason = pcall(judge, handle)
   if not is_judged then
     handle:logErr("model guard: " .. tostring(code))
-    code, reason = "503", "no router is available, and the request could not be checked"
+    code, reason = "503", "no router answered, and the request could not be checked"
   end
   if code ~= nil then refuse(handle, code, reason) end
 end

@@ -47,7 +47,10 @@ export interface EnvoyTimeouts {
   readonly connectionIdleMs: number;
   /** A request on which nothing moves: the longest queue and prefill must fit in. */
   readonly streamIdleMs: number;
-  /** Router: its answer to one message, in the buffered modes. */
+  /**
+   * Router: its answer to one message, in the buffered modes; the way there of the largest body must fit in. A frozen
+   * router costs a request this much.
+   */
   readonly routerMessageMs: number;
   /** Router: longest extension it may ask for while a request waits; below `streamIdleMs`. */
   readonly routerMessageMsMax: number;
@@ -99,7 +102,7 @@ export const defaultTimeouts: EnvoyTimeouts = {
   requestMs: 120_000,
   connectionIdleMs: 300_000,
   streamIdleMs: 600_000,
-  routerMessageMs: 500,
+  routerMessageMs: 3_000,
   routerMessageMsMax: 300_000,
 };
 

@@ -190,6 +190,21 @@ describe.each(bodyModes)("body mode %s", (bodyMode) => {
       expect(readError(answer)).toMatchObject({ code, type: "invalid_request_error" });
     });
 
+    // In the partial mode a router sees the beginning alone, and the engine refuses.
+    test.skipIf(bodyMode === "buffered_partial").each([16, 60])(
+      "says of %i MiB of text that it is too long, not that nobody serves",
+      { timeout: 30_000 },
+      async (mebibytes) => {
+        const content = "many words to read \n".repeat((mebibytes * 1_048_576) / 21);
+        const messages = [{ role: "user", content }];
+        const body = Buffer.from(JSON.stringify({ model: "qwen3-demo", messages }));
+        const path = "/v1/chat/completions";
+        const answer = await sendExchange({ url: mesh.url, framing: "http1-length", path, body });
+        expect(answer.status).toBe(400);
+        expect(readError(answer)).toMatchObject({ code: "context_length_exceeded" });
+      },
+    );
+
     test("refuses an empty body", async () => {
       const answer = await sendExchange({
         url: mesh.url,

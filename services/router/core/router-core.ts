@@ -360,6 +360,11 @@ export class RouterCore {
     return this.members.poolOf(model);
   }
 
+  /** Longest context that a worker of the pool takes, tokens; 0 when none is known. */
+  contextMax(pool: string): number {
+    return this.#table.contextMax(pool);
+  }
+
   /** Members of a pool. */
   poolMembers(pool: string): Member[] {
     return [...this.members.ofPool(pool)];

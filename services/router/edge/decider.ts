@@ -14,6 +14,7 @@ import { answerFormOf } from "../core/openai/answer-form.ts";
 import { BodyReader } from "../core/openai/body-reader.ts";
 import type { OpenAiRequest } from "../core/openai/openai-request.ts";
 import { readTruncatedRequest } from "../core/openai/truncated-request.ts";
+import { refuseHopelessLength } from "../core/prompt/prompt-size.ts";
 import { readPrompt, type TokenisedPrompt } from "../core/prompt/read-prompt.ts";
 import type { PlaceInput, RouterCore } from "../core/router-core.ts";
 import type { routerMetrics } from "../metrics.ts";
@@ -272,6 +273,8 @@ export class Decider implements RequestDecider {
 
   #readPrompt(openAi: OpenAiRequest, bodyBytes: number, pool: string): TokenisedPrompt {
     const runtime = this.#d.runtimes.get(pool);
+    const contextMax = this.#d.core.contextMax(pool);
+    refuseHopelessLength(openAi.prompt, { bodyBytes, contextMax }, runtime?.tokenizer);
     return readPrompt(openAi.prompt, bodyBytes, runtime, this.#d.blockSizeTokens);
   }
 

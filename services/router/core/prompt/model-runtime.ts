@@ -15,6 +15,8 @@ export interface PromptTokenizer {
    * tokenised by itself.
    */
   addedTokens?(): readonly AddedToken[];
+  /** Bytes of its longest token; absent or 0 when it does not say. */
+  readonly tokenSizeMax?: number;
 }
 
 /** Turns chat messages into the text that the engine tokenises. Throws `invalid_request` for what it refuses. */

@@ -38,6 +38,14 @@ function createText(size: number): Text {
   };
 }
 
+function longestToken(offsets: ArrayLike<number>): number {
+  let max = 0;
+  for (let i = 1; i < offsets.length; i++) {
+    max = Math.max(max, (offsets[i] as number) - (offsets[i - 1] as number));
+  }
+  return max;
+}
+
 /**
  * Byte-level BPE in which cutting text into words, hashing and looking them up is one pass over bytes.
  * Gives the ids that the `tokenizers` library gives for the same `tokenizer.json`.
@@ -49,6 +57,8 @@ function createText(size: number): Text {
 export class FusedBpe implements Tokenizer {
   readonly vocabularySize: number;
   readonly prefixIds: readonly number[];
+  /** Bytes of the longest token. */
+  readonly tokenSizeMax: number;
   readonly #tables: TokenizerTables;
   readonly #splitter: WordSplitter;
   readonly #words: VocabularyWords;
@@ -66,6 +76,7 @@ export class FusedBpe implements Tokenizer {
   constructor(tables: TokenizerTables) {
     this.vocabularySize = tables.vocabularySize;
     this.prefixIds = tables.prefixIds;
+    this.tokenSizeMax = longestToken(tables.tokenOffsets);
     this.#tables = tables;
     this.#splitter = new WordSplitter(tables.splitRules, tables.classTable);
     this.#words = new VocabularyWords(tables.words, tables.tokenBytes);
