@@ -33,6 +33,7 @@ async function request(id: string): Promise<void> {
     headers: { "content-type": "application/json", "x-request-id": id },
     body: JSON.stringify({
       model: run.model,
+      stream: true,
       max_tokens: 4,
       messages: [{ role: "user", content: "Tell me about the sea. ".repeat(60) }],
     }),

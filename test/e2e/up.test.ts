@@ -90,6 +90,11 @@ describe("kvmesh up --demo", () => {
     expect(isAlive(again.pid)).toBe(true);
     expect(again.ports).toEqual(router?.ports);
 
+    const doctor = await kvmesh(["doctor", "--state", folder]);
+    expect(doctor.stdout).toMatch(
+      /note {5}restarts .*router-0 died once and was started again, last \d+ s ago \(signal SIGKILL\)/,
+    );
+
     const second = await kvmesh(["up", "--demo", "--state", folder, "--ports-base", "all-free"]);
     expect(second.code).toBe(1);
     expect(second.stderr).toContain(`a mesh runs already (pid ${run.supervisorPid}`);

@@ -64,6 +64,7 @@ function facts(over: Partial<DoctorFacts> = {}): DoctorFacts {
     health: [{ name: "console", url: "http://127.0.0.1:8088/healthz" }],
     engines: [engine],
     members: [{ workerId: "w0", refusedBy: 0, refusals: [], clockOffsetMs: 2 }],
+    restarts: [],
     meshBlockSizeTokens: 32,
     ...over,
   };
@@ -73,6 +74,14 @@ const problemsOf = (over: Partial<DoctorFacts>): string[] =>
   diagnose(facts(over))
     .filter((one) => one.severity === "problem")
     .map((one) => `${one.text} → ${one.mend}`);
+
+const quiet = {
+  seconds: 2,
+  failureModeAllowed: 0,
+  streamsFailed: 0,
+  messageTimeouts: 0,
+  streamsStarted: 5,
+};
 
 const worker = router.workers[0]!;
 
@@ -112,10 +121,14 @@ describe("diagnose", () => {
     ["a taken port", { ports: [{ problem: "port 8080 is in use by nginx, pid 7" }] }, /nginx/],
     [
       "unplaced requests",
-      { envoy: { ...envoy, failureModeAllowed: 3 } },
-      /of 17 requests 3 passed unplaced/,
+      { envoy: { ...envoy, failureModeAllowed: 3, recent: { ...quiet, failureModeAllowed: 1 } } },
+      /of 5 requests 1 went unplaced.* in the last 2 s; of 17 requests 3 went unplaced/,
     ],
-    ["message timeouts", { envoy: { ...envoy, messageTimeouts: 2 } }, /2 timed out/],
+    [
+      "message timeouts",
+      { envoy: { ...envoy, messageTimeouts: 2, recent: { ...quiet, messageTimeouts: 2 } } },
+      /2 timed out in the last/,
+    ],
     ["no discovery", { envoy: { ...envoy, controlConnected: false } }, /connected to no router/],
     [
       "refused discovery",
@@ -185,6 +198,63 @@ describe("diagnose", () => {
     expect(problemsOf({ routers: [router, other] })).toEqual([
       expect.stringContaining("two workers use the id w0: 127.0.0.1:8100 and 127.0.0.1:8101"),
     ]);
+  });
+
+  test("notes requests that went unplaced long ago without calling the mesh sick", () => {
+    const findings = diagnose(
+      facts({ envoy: { ...envoy, failureModeAllowed: 49, recent: quiet } }),
+    );
+    expect(findings.filter((one) => one.severity !== "ok").map((one) => one.text)).toEqual([
+      "of 17 requests 49 went unplaced, 0 streams failed, 0 timed out since Envoy's start; none in the last 2 s",
+    ]);
+    expect(doctorJson(findings)).toMatchObject({ healthy: true });
+  });
+
+  test("does not take a cache that was reset for events that are off", () => {
+    const empty = { routers: [{ ...router, workers: [{ ...worker, blocks: 0 }] }] };
+    const heard = { workerId: "w0", refusedBy: 0, refusals: [], kvEvents: 12 };
+    expect(problemsOf({ ...empty, members: [heard] })).toEqual([]);
+    expect(problemsOf({ ...empty, members: [{ ...heard, kvEvents: 0 }] })).toHaveLength(1);
+  });
+
+  test("tells restarts, for an hour as a note", () => {
+    const death = {
+      name: "router-0",
+      deaths: 2,
+      lastDeath: "signal SIGKILL",
+      agoMs: 12_000,
+      logFile: "/l",
+    };
+    const told = diagnose(facts({ restarts: [death, { ...death, agoMs: 9_000_000 }] })).filter(
+      (one) => one.subject === "restarts",
+    );
+    expect(told.map((one) => one.severity)).toEqual(["note", "ok"]);
+    expect(told[0]?.text).toBe(
+      "router-0 died 2 times and was started again, last 12 s ago (signal SIGKILL)",
+    );
+    expect(told[1]?.text).toContain("last 3 h ago");
+  });
+
+  test("names an engine that does not answer once, before all that follows from it", () => {
+    const problems = problemsOf({
+      engines: [{ workerId: "w0", url: "http://127.0.0.1:1", problem: "connection refused" }],
+      health: [
+        { name: "engine of w0", url: "http://127.0.0.1:1/health", problem: "connection refused" },
+      ],
+      envoy: { ...envoy, live: false, clusters: [{ name: "pool-default", hosts: 0, healthy: 0 }] },
+      routers: [{ ...router, workers: [] }],
+    });
+    expect(problems[0]).toMatch(/^engine of w0 \(http:\/\/127.0.0.1:1\): connection refused/);
+    expect(problems.filter((one) => one.includes("connection refused"))).toHaveLength(1);
+    expect(problems.length).toBeGreaterThan(1);
+  });
+
+  test("without a mesh says that there was none to judge", () => {
+    const findings = diagnose({
+      ...facts({ run: { kind: "none", text: "no mesh runs here (…)" }, routers: [], engines: [] }),
+      envoy: undefined,
+    });
+    expect(doctorView(findings).at(-1)).toMatch(/installation; no mesh runs/);
   });
 
   test("notes clocks that are apart without calling the mesh sick", () => {

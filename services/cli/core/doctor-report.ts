@@ -25,6 +25,14 @@ export interface EnvoyFacts {
   readonly streamsFailed: number;
   readonly messageTimeouts: number;
   readonly streamsStarted: number;
+  /** The same counts of the last moments; absent when none of them ever counted. */
+  readonly recent?: {
+    readonly seconds: number;
+    readonly failureModeAllowed: number;
+    readonly streamsFailed: number;
+    readonly messageTimeouts: number;
+    readonly streamsStarted: number;
+  };
   /** control_plane.connected_state. */
   readonly controlConnected: boolean;
   readonly cdsRejected: number;
@@ -78,8 +86,18 @@ export interface EngineFacts {
   /** Whether anything listens at the KV event address; absent when there is no address or it is not TCP. */
   readonly kvEventsOpen?: boolean;
   readonly kvEventsAddress?: string;
-  /** Prompt tokens the engine has seen; with some and no block known, events are off. */
+  /** Prompt tokens the engine has seen; with some, no block known and no event heard, events are off. */
   readonly promptTokens?: number;
+}
+
+/** A process that the supervisor had to start again. */
+export interface RestartFacts {
+  readonly name: string;
+  readonly deaths: number;
+  /** How it last died, such as "signal SIGKILL". */
+  readonly lastDeath: string;
+  readonly agoMs: number;
+  readonly logFile: string;
 }
 
 /** Join refusals and clock differences that workers report. */
@@ -89,6 +107,8 @@ export interface MemberNotes {
   readonly refusedBy: number;
   /** Outcomes of its joins that were refusals, such as id_taken. */
   readonly refusals: readonly string[];
+  /** KV events it has had from its engine since it started. */
+  readonly kvEvents?: number;
   /** Router's wall clock minus the worker's, ms. */
   readonly clockOffsetMs?: number;
 }
@@ -119,6 +139,7 @@ export interface DoctorFacts {
   readonly health: readonly HealthFacts[];
   readonly engines: readonly EngineFacts[];
   readonly members: readonly MemberNotes[];
+  readonly restarts: readonly RestartFacts[];
   /** Tokens per mesh block; absent when not known. */
   readonly meshBlockSizeTokens: number | undefined;
 }
@@ -147,8 +168,16 @@ const note = (subject: string, text: string, mend: string): Finding => ({
   mend,
 });
 
-/** Judges the facts: everything that was looked at, in the order of the request's way. */
+/**
+ * Judges the facts: everything that was looked at, in the order of the request's way. What is a cause of other findings
+ * stands before them: an engine that does not answer, a process that dies.
+ */
 export function diagnose(facts: DoctorFacts): Finding[] {
+  const engines = facts.engines.map((one) => ({
+    isSick: isSick(one),
+    findings: engineFindings(one, facts),
+  }));
+  const sick = engines.filter((one) => one.isSick).flatMap((one) => one.findings);
   return [
     ...installation(facts),
     ...runFindings(facts),
@@ -156,13 +185,43 @@ export function diagnose(facts: DoctorFacts): Finding[] {
     ...facts.ports.map((one) =>
       problem("ports", one.problem, "free the port or change the setting named"),
     ),
+    ...sick,
+    ...facts.restarts.map(restartFinding),
     ...(facts.envoy === undefined ? [] : envoyFindings(facts.envoy)),
     ...facts.routers.flatMap(routerFindings),
     ...twinFindings(facts.routers),
-    ...facts.health.map(healthFinding),
-    ...facts.engines.flatMap((one) => engineFindings(one, facts)),
+    ...facts.health.filter((one) => !isToldOf(one, facts.engines)).map(healthFinding),
+    ...engines.filter((one) => !one.isSick).flatMap((one) => one.findings),
     ...facts.members.flatMap(memberFindings),
   ];
+}
+
+const isSick = (engine: EngineFacts): boolean => engine.problem !== undefined;
+
+/** Whether the engine's own finding says the same already. */
+function isToldOf(health: HealthFacts, engines: readonly EngineFacts[]): boolean {
+  return engines.some(
+    (engine) =>
+      isSick(engine) &&
+      health.problem !== undefined &&
+      health.name === `engine of ${engine.workerId}`,
+  );
+}
+
+/** Restarts older than this are no longer told, ms. */
+const restartToldMs = 3_600_000;
+
+function restartFinding({ name, deaths, lastDeath, agoMs, logFile }: RestartFacts): Finding {
+  const times = deaths === 1 ? "once" : `${deaths} times`;
+  const text = `${name} died ${times} and was started again, last ${agoText(agoMs)} ago (${lastDeath})`;
+  return agoMs > restartToldMs
+    ? ok("restarts", text)
+    : note("restarts", text, `if nobody ended it, look at ${logFile}`);
+}
+
+function agoText(ms: number): string {
+  if (ms < 120_000) return `${(ms / 1_000).toFixed(0)} s`;
+  return ms < 7_200_000 ? `${(ms / 60_000).toFixed(0)} min` : `${(ms / 3_600_000).toFixed(0)} h`;
 }
 
 function installation(facts: DoctorFacts): Finding[] {
@@ -275,7 +334,7 @@ function envoyFindings(envoy: EnvoyFacts): Finding[] {
         : problem(
             "clusters",
             text,
-            "the processes behind it are down or have not joined; see below",
+            "the processes behind it are down or have not joined: see engines, workers and health",
           ),
     );
   }
@@ -284,17 +343,27 @@ function envoyFindings(envoy: EnvoyFacts): Finding[] {
 }
 
 function placementFindings(envoy: EnvoyFacts): Finding[] {
-  const { failureModeAllowed: unplaced, streamsFailed, messageTimeouts, streamsStarted } = envoy;
-  if (unplaced + streamsFailed + messageTimeouts === 0) {
+  const { failureModeAllowed, streamsFailed, messageTimeouts, streamsStarted, recent } = envoy;
+  if (failureModeAllowed + streamsFailed + messageTimeouts === 0) {
     return [ok("ext_proc", `all of ${streamsStarted} requests were placed`)];
   }
+  const whole = `${countsText(envoy)} since Envoy's start`;
+  if (recent === undefined) return [note("ext_proc", whole, "")];
+  const isNow = recent.failureModeAllowed + recent.streamsFailed + recent.messageTimeouts > 0;
+  const seconds = `in the last ${recent.seconds.toFixed(0)} s`;
+  if (!isNow) return [note("ext_proc", `${whole}; none ${seconds}`, "")];
   return [
     problem(
       "ext_proc",
-      `of ${streamsStarted} requests ${unplaced} passed unplaced, ${streamsFailed} streams failed, ${messageTimeouts} timed out (since Envoy's start)`,
-      "a router was down or slow: look at its event loop delay and CPU, and at logs/router-*.log; the counts stay until Envoy restarts",
+      `${countsText(recent)} ${seconds}; ${whole}`,
+      "a router is down or slow: look at its event loop delay and CPU, and at logs/router-*.log",
     ),
   ];
+}
+
+function countsText(counts: Omit<NonNullable<EnvoyFacts["recent"]>, "seconds">): string {
+  const { failureModeAllowed: unplaced, streamsFailed, messageTimeouts, streamsStarted } = counts;
+  return `of ${streamsStarted} requests ${unplaced} went unplaced, ${streamsFailed} streams failed, ${messageTimeouts} timed out`;
 }
 
 function routerFindings(router: RouterFacts): Finding[] {
@@ -321,11 +390,7 @@ function workerFindings(router: string, worker: WorkerFacts): Finding[] {
   const at = `${worker.workerId} (${worker.endpoint}) at ${router}`;
   if (worker.state !== "ready") {
     findings.push(
-      problem(
-        "worker",
-        `${at} is ${worker.state}`,
-        "look at the worker's log and the engine's health below",
-      ),
+      problem("worker", `${at} is ${worker.state}`, "look at its engine and at the worker's log"),
     );
   } else if (worker.reportAgeMs > reportAgeMsMax) {
     findings.push(
@@ -427,7 +492,10 @@ function eventFindings(who: string, engine: EngineFacts, facts: DoctorFacts): Fi
     .flatMap((router) => router.workers)
     .filter((worker) => worker.workerId === engine.workerId);
   const blocks = Math.max(0, ...known.map((worker) => worker.blocks));
-  if (known.length > 0 && blocks === 0 && (engine.promptTokens ?? 0) > 10_000) {
+  // A cache that was reset holds no block either, but its events came.
+  const events = facts.members.find((one) => one.workerId === engine.workerId)?.kvEvents ?? 0;
+  const isSilent = blocks === 0 && events === 0;
+  if (known.length > 0 && isSilent && (engine.promptTokens ?? 0) > 10_000) {
     return [
       problem(
         "engine",
@@ -487,7 +555,7 @@ const marks: Readonly<Record<Severity, string>> = {
   problem: "PROBLEM",
 };
 
-/** The findings as lines, problems with how to mend them, and the sum last. */
+/** The findings as lines, problems with how to mend them, and the sum last: of what there was to look at. */
 export function doctorView(findings: readonly Finding[]): string[] {
   const lines = findings.flatMap((one) => {
     const line = `${marks[one.severity]}  ${one.subject.padEnd(9)}  ${one.text}`;
@@ -496,7 +564,14 @@ export function doctorView(findings: readonly Finding[]): string[] {
   const problems = findings.filter((one) => one.severity === "problem").length;
   const sum =
     problems === 0 ? "nothing is wrong" : problems === 1 ? "1 problem" : `${problems} problems`;
-  return [...lines, "", `${findings.length} things looked at: ${sum}`];
+  const isIdle = problems === 0 && findings.some((one) => one.text.startsWith("no mesh runs here"));
+  return [
+    ...lines,
+    "",
+    isIdle
+      ? `${findings.length} things looked at: nothing is wrong with the installation; no mesh runs, so there was nothing of one to judge`
+      : `${findings.length} things looked at: ${sum}`,
+  ];
 }
 
 /** The same as a value for `--json`. */

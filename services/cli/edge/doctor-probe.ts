@@ -3,6 +3,7 @@ import { connect } from "node:net";
 import { promisify } from "node:util";
 import { request } from "undici";
 import { MeshError } from "../../shared/core/errors.ts";
+import { realClock } from "../../shared/edge/clock.ts";
 import { loadKeys } from "../../shared/edge/keys.ts";
 import type { WatchTopologyResponse } from "../../shared/gen/kvmesh/router/v1/router.ts";
 import type {
@@ -15,6 +16,7 @@ import type {
 } from "../core/doctor-report.ts";
 import { envoyVersion, sumStats } from "../core/envoy-state.ts";
 import { readSamples, type MetricSample } from "../core/metrics-text.ts";
+import { callFailureText } from "./engine-check.ts";
 import { EnvoyAdmin } from "./envoy-admin.ts";
 import { RouterClient } from "./router-client.ts";
 import { runText, stateOf, type MeshAddress } from "./running-mesh.ts";
@@ -68,6 +70,19 @@ export async function probe(input: ProbeInput): Promise<DoctorFacts> {
     health,
     engines,
     members: members.filter((member) => member !== undefined),
+    restarts: (mesh?.processes ?? []).flatMap(({ name, logFile, died }) =>
+      died === undefined
+        ? []
+        : [
+            {
+              name,
+              logFile,
+              deaths: died.deaths,
+              lastDeath: died.how,
+              agoMs: Math.max(0, realClock.wallUnixUs() / 1_000 - died.atUnixMs),
+            },
+          ],
+    ),
     meshBlockSizeTokens: mesh?.blockSizeTokens ?? (given ? undefined : input.blockSizeTokens),
   };
 }
@@ -127,14 +142,14 @@ async function probeEnvoy(mesh: MeshRun): Promise<EnvoyFacts | undefined> {
       admin.clusters(),
     ]);
     const version = envoyVersion(text);
+    const counts = placementCounts(stats);
+    const recent = await recentCounts(admin, counts);
     return {
       url: admin.url,
       live,
       ...(version === undefined ? {} : { version }),
-      failureModeAllowed: sumStats(stats, ".ext_proc.failure_mode_allowed"),
-      streamsFailed: sumStats(stats, ".ext_proc.streams_failed"),
-      messageTimeouts: sumStats(stats, ".ext_proc.message_timeouts"),
-      streamsStarted: sumStats(stats, ".ext_proc.streams_started"),
+      ...counts,
+      ...(recent === undefined ? {} : { recent }),
       controlConnected: (stats.get("control_plane.connected_state") ?? 0) === 1,
       cdsRejected: sumStats(stats, "cluster_manager.cds.update_rejected"),
       edsRejected: [...stats]
@@ -151,6 +166,37 @@ async function probeEnvoy(mesh: MeshRun): Promise<EnvoyFacts | undefined> {
   } catch (error) {
     return { ...nothing, problem: textOf(error) };
   }
+}
+
+/** Time between the two looks that tell what happens now from what happened once, ms. */
+const recentMs = 2_000;
+
+function placementCounts(stats: ReadonlyMap<string, number>) {
+  return {
+    failureModeAllowed: sumStats(stats, ".ext_proc.failure_mode_allowed"),
+    streamsFailed: sumStats(stats, ".ext_proc.streams_failed"),
+    messageTimeouts: sumStats(stats, ".ext_proc.message_timeouts"),
+    streamsStarted: sumStats(stats, ".ext_proc.streams_started"),
+  };
+}
+
+/** What was counted within the next moments; undefined when there is nothing to tell apart. */
+async function recentCounts(
+  admin: EnvoyAdmin,
+  before: ReturnType<typeof placementCounts>,
+): Promise<EnvoyFacts["recent"]> {
+  if (before.failureModeAllowed + before.streamsFailed + before.messageTimeouts === 0) {
+    return undefined;
+  }
+  await realClock.sleep(recentMs);
+  const after = placementCounts(await admin.stats("ext_proc"));
+  return {
+    seconds: recentMs / 1_000,
+    failureModeAllowed: after.failureModeAllowed - before.failureModeAllowed,
+    streamsFailed: after.streamsFailed - before.streamsFailed,
+    messageTimeouts: after.messageTimeouts - before.messageTimeouts,
+    streamsStarted: after.streamsStarted - before.streamsStarted,
+  };
 }
 
 async function probeRouters(addresses: readonly string[]): Promise<RouterFacts[]> {
@@ -212,7 +258,7 @@ async function probeHealth(mesh: MeshRun | undefined): Promise<HealthFacts[]> {
         const { status } = await get(url);
         return status === 200 ? { name, url } : { name, url, problem: `HTTP ${status}` };
       } catch (error) {
-        return { name, url, problem: textOf(error) };
+        return { name, url, problem: callFailureText(error) };
       }
     }),
   );
@@ -221,7 +267,8 @@ async function probeHealth(mesh: MeshRun | undefined): Promise<HealthFacts[]> {
 async function probeEngine(member: MeshRun["members"][number]): Promise<EngineFacts> {
   const { workerId, engineUrl: url, kvEvents } = member;
   try {
-    const { text } = await get(`${url.replace(/\/$/, "")}/metrics`);
+    const { text, status } = await get(`${url.replace(/\/$/, "")}/metrics`);
+    if (status !== 200) return { workerId, url, problem: `GET /metrics answers ${status}` };
     const samples = readSamples(text, ["vllm:cache_config_info", "vllm:prompt_tokens_total"]);
     const cache = samples.find((sample) => sample.name === "vllm:cache_config_info")?.labels;
     const promptTokens = samples
@@ -238,7 +285,7 @@ async function probeEngine(member: MeshRun["members"][number]): Promise<EngineFa
       ...(kvEvents === undefined ? {} : await eventFacts(kvEvents)),
     };
   } catch (error) {
-    return { workerId, url, problem: textOf(error) };
+    return { workerId, url, problem: callFailureText(error) };
   }
 }
 
@@ -290,6 +337,7 @@ async function probeMember(member: MeshRun["members"][number]): Promise<MemberNo
       "kvmesh_worker_routers",
       "kvmesh_worker_joins_total",
       "kvmesh_worker_router_clock_offset_seconds",
+      "kvmesh_worker_events_total",
     ]);
     const of = (name: string): MetricSample[] => samples.filter((sample) => sample.name === name);
     const offsets = of("kvmesh_worker_router_clock_offset_seconds").map((one) => one.value * 1_000);
@@ -303,6 +351,9 @@ async function probeMember(member: MeshRun["members"][number]): Promise<MemberNo
         .filter((sample) => sample.value > 0)
         .map((sample) => sample.labels["outcome"] ?? "")
         .filter((outcome) => refusalOutcomes.includes(outcome)),
+      kvEvents: of("kvmesh_worker_events_total")
+        .filter((sample) => sample.labels["kind"] !== "unknown")
+        .reduce((sum, one) => sum + one.value, 0),
       ...(furthest === undefined ? {} : { clockOffsetMs: furthest }),
     };
   } catch {

@@ -55,6 +55,10 @@ const RunFile = z.object({
       pid: z.number().int(),
       ports: z.record(z.string(), portNumber),
       logFile: z.string(),
+      /** Deaths that nobody here asked for, when there was one. */
+      died: z
+        .object({ deaths: z.number().int(), atUnixMs: z.number(), how: z.string() })
+        .optional(),
     }),
   ),
 });

@@ -14,6 +14,13 @@ export interface SupervisorEvents {
   readonly changed: () => void;
 }
 
+/** What is remembered of a process that died. */
+export interface Deaths {
+  readonly deaths: number;
+  readonly atUnixMs: number;
+  readonly how: string;
+}
+
 /** How often logs are looked at for their bound, ms. */
 const logCheckMs = 10_000;
 
@@ -22,6 +29,7 @@ export class Supervisor {
   readonly #mesh: Mesh;
   readonly #events: SupervisorEvents;
   readonly #policies = new Map<string, RestartPolicy>();
+  readonly #deaths = new Map<string, Deaths>();
   readonly #stopListening: (() => unknown)[] = [];
   readonly #ended = new AbortController();
 
@@ -39,6 +47,11 @@ export class Supervisor {
     void this.#boundLogs();
   }
 
+  /** Deaths of a process since the mesh started; undefined when it lives since then. */
+  deathsOf(name: string): Deaths | undefined {
+    return this.#deaths.get(name);
+  }
+
   /** Stops watching; restarts under way are given up. */
   end(): void {
     this.#ended.abort();
@@ -51,6 +64,11 @@ export class Supervisor {
       exit.signal === null ? `exit code ${exit.code ?? "unknown"}` : `signal ${exit.signal}`;
     // Each try that fails counts as one more death, so this ends.
     for (;;) {
+      this.#deaths.set(name, {
+        deaths: (this.#deaths.get(name)?.deaths ?? 0) + 1,
+        atUnixMs: Math.round(realClock.wallUnixUs() / 1_000),
+        how,
+      });
       const verdict = this.#policies.get(name)?.died(realClock.now());
       if (verdict === undefined) return;
       const process = this.#mesh.process(name);

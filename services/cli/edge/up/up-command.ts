@@ -370,11 +370,12 @@ class UpRun {
       })),
       keysFile,
       blockSizeTokens: this.#prepared.blockSizeTokens,
-      processes: [...this.#mesh.processes.values()].flatMap((one) =>
-        one.pid === undefined
-          ? []
-          : [{ name: one.name, pid: one.pid, ports: one.ports, logFile: one.logFile }],
-      ),
+      processes: [...this.#mesh.processes.values()].flatMap((one) => {
+        const { name, pid, ports: bound, logFile } = one;
+        const died = this.#supervisor.deathsOf(name);
+        if (pid === undefined) return [];
+        return [{ name, pid, ports: bound, logFile, ...(died === undefined ? {} : { died }) }];
+      }),
     });
   }
 
