@@ -130,6 +130,47 @@ describe("KvIndex against the naive model", () => {
     expect(index.droppedAtSetsMax).toBe(0);
   });
 
+  test("forgets what lookups have seen of a segment with any change inside it", () => {
+    const change = fc.record({
+      kind: fc.constantFrom("store", "remove", "replace", "clear"),
+      slot: fc.nat(2),
+      block: fc.nat(199),
+    });
+    fc.assert(
+      fc.property(fc.nat(), fc.array(change, { minLength: 1, maxLength: 12 }), (seed, changes) => {
+        const random = new SeededRandom(seed);
+        const index = new KvIndex({ workersMax: 3, blocksMax: 4_096, setsMax: 64 });
+        const model = new NaiveKvIndex({ workersMax: 3 });
+        const prompt = Uint32Array.from({ length: 400 }, () => random.int(2 ** 32));
+        // Another one that parts from it inside a segment.
+        const branch = Uint32Array.from(prompt, (word, i) => (i < 2 * 45 ? word : ~word));
+        const stranger = Uint32Array.from({ length: 2 }, () => random.int(2 ** 32));
+        const [depths, expected] = [new Uint32Array(3), new Uint32Array(3)];
+        for (const one of [index, model]) {
+          one.store(0, prompt);
+          one.store(1, prompt, 0, 90);
+          one.store(1, branch);
+        }
+        for (const { kind, slot, block } of changes) {
+          // Twice, so that the second lookup reads what the first has noted.
+          for (const hashes of [prompt, branch, prompt, branch]) {
+            model.matchPrefix(hashes, 200, expected);
+            index.matchPrefix(hashes, 200, depths);
+            expect([...depths]).toEqual([...expected]);
+          }
+          for (const one of [index, model]) {
+            if (kind === "store") one.store(slot, prompt, block, 1);
+            else if (kind === "clear") one.clear(slot);
+            else one.remove(slot, prompt, block, 1);
+            // Takes the record that has become free, if one has.
+            if (kind === "replace") one.store(2, stranger);
+          }
+        }
+      }),
+      { numRuns: 200 },
+    );
+  });
+
   test("grows under a mix of stores and removals and finds every block at every size", () => {
     fc.assert(
       fc.property(fc.nat(), fc.constantFrom(0, 20), (seed, shift) => {

@@ -15,8 +15,9 @@ export interface BlockIndexLimits {
  * Which workers hold which KV blocks.
  *
  * A block is named by a 64-bit sequence hash, given as a pair of u32 (lo, hi): `hashes` holds
- * `[lo0, hi0, lo1, hi1, …]`, `offset` and `count` are in blocks. A hash names a whole prefix, but an
- * index assumes nothing about order: any worker may hold any subset, in particular one with gaps.
+ * `[lo0, hi0, lo1, hi1, …]`, `offset` and `count` are in blocks. A hash names a whole prefix: two prompts that
+ * have a hash in common have it at the same place, and all before it. Nothing is assumed about what is held: any worker
+ * may hold any subset, in particular one with gaps.
  *
  * A pair is (worker slot, block). Every call is deterministic and complete when it returns. Wrong
  * slots and ranges are bugs of the caller and throw `invariant_violated`.

@@ -1,7 +1,11 @@
 import { invariant } from "../../../shared/core/invariant.ts";
 
-/** Words of one record: hash lo, hash hi, set id (0 = the record is free). */
-export const recordWords = 3;
+/** Words of one record: hash lo, hash hi, set id (0 = the record is free), mark (see `markSegment`). */
+export const recordWords = 4;
+/** Blocks of a segment; segments begin at every multiple of it in a prompt. */
+export const segmentBlocks = 32;
+/** Records that share a count of changes, as a power of two. */
+const changesLog = 5;
 
 const indexSlotsMin = 1_024;
 /** Records moved to the larger index at each insertion or removal while one is being filled. */
@@ -10,7 +14,7 @@ const moveRecordsPerStep = 8;
 /**
  * Maps a 64-bit hash to a set id. Two parts:
  *
- * - **records**, 12 bytes each, placed next-fit in the order in which blocks arrive. Blocks of one
+ * - **records**, 16 bytes each, placed next-fit in the order in which blocks arrive. Blocks of one
  *   prompt arrive in runs, so a run lies in consecutive records, and following a prompt is reading
  *   memory in order: `records` is public for that loop. Records never move.
  * - **index**, 8 bytes a slot (mixed hash, record number), open addressing with linear probing and
@@ -23,6 +27,8 @@ const moveRecordsPerStep = 8;
 export class BlockTable {
   /** `recordWords` words per record, record 0 unused. Hash words are signed (`| 0`). */
   readonly records: Int32Array;
+  /** How often a record of each group changed its key or its set; wraps. */
+  readonly #changes: Int32Array;
   readonly #recordsMax: number;
   readonly #blocksMax: number;
   /** One bit per record: in use. Bounds the search for a free record to recordsMax/32 words. */
@@ -53,6 +59,7 @@ export class BlockTable {
     // An eighth stays free so that next-fit finds room nearby.
     this.#recordsMax = roundUp32(Math.ceil((blocksMax * 8) / 7) + 2);
     this.records = new Int32Array((this.#recordsMax + 1) * recordWords);
+    this.#changes = new Int32Array((this.#recordsMax >>> changesLog) + 1);
     this.#used = new Int32Array(this.#recordsMax / 32);
     this.#used[0] = 1;
     this.#recordsLimit = Math.min(this.#recordsMax, 1_024);
@@ -78,7 +85,8 @@ export class BlockTable {
   /** Bytes touched: records up to the limit, their bitmap, and the index (both while growing). */
   get bytes(): number {
     const index = this.#index.byteLength + (this.#oldIndex?.byteLength ?? 0);
-    return this.#recordsLimit * recordWords * 4 + this.#recordsLimit / 8 + index;
+    const changes = (this.#recordsLimit >>> changesLog) * 4;
+    return this.#recordsLimit * recordWords * 4 + this.#recordsLimit / 8 + changes + index;
   }
 
   /** Whether the record is in use and has this hash, signed (`| 0`). */
@@ -86,6 +94,35 @@ export class BlockTable {
     const at = record * recordWords;
     const records = this.records;
     return records[at] === lo && records[at + 1] === hi && records[at + 2] !== 0;
+  }
+
+  /** The set of a record, which stays in use, becomes another. */
+  setChanged(record: number): void {
+    const group = record >>> changesLog;
+    this.#changes[group] = ((this.#changes[group] as number) + 1) | 0;
+  }
+
+  /**
+   * Notes that the `segmentBlocks` records up to this one hold a segment of a prompt, in its order and all with one set. The note holds
+   * until any of them changes: it is the sum of the change counts of the one or two groups that they lie in, which
+   * only grow, and would have to grow by 2^31 to look the same again.
+   */
+  markSegment(last: number): void {
+    this.records[last * recordWords + 3] = this.#segmentMark(last);
+  }
+
+  /** Whether `markSegment` holds. A chained hash names all blocks before it: whose last block it is has the others. */
+  isSegment(last: number): boolean {
+    return this.records[last * recordWords + 3] === this.#segmentMark(last);
+  }
+
+  /** Never 0, which stands for no mark. */
+  #segmentMark(last: number): number {
+    const group = last >>> changesLog;
+    const before = (last - segmentBlocks + 1) >>> changesLog;
+    const changes = this.#changes;
+    const sum = (changes[group] as number) + (before === group ? 0 : (changes[before] as number));
+    return (sum << 1) | 1;
   }
 
   /** Record number of the hash, 0 if there is none. `lo` and `hi` are signed (`| 0`). */
@@ -141,6 +178,8 @@ export class BlockTable {
     this.records[at] = lo;
     this.records[at + 1] = hi;
     this.records[at + 2] = set;
+    this.records[at + 3] = 0;
+    this.setChanged(record);
     this.#index[2 * this.#vacantSlot] = mix(lo, hi);
     this.#index[2 * this.#vacantSlot + 1] = record;
     this.#count++;
@@ -154,6 +193,8 @@ export class BlockTable {
     const at = record * recordWords;
     this.#deleteFromIndex(mix(this.records[at] as number, this.records[at + 1] as number), record);
     this.records[at + 2] = 0;
+    this.records[at + 3] = 0;
+    this.setChanged(record);
     this.#used[record >>> 5] = (this.#used[record >>> 5] as number) & ~(1 << (record & 31));
     this.#count--;
     if (this.#oldIndex !== undefined) this.#moveSome(moveRecordsPerStep);

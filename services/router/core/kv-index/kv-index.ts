@@ -1,6 +1,6 @@
 import { invariant } from "../../../shared/core/invariant.ts";
 import type { BlockIndex, BlockIndexLimits } from "./block-index.ts";
-import { BlockTable, recordWords } from "./block-table.ts";
+import { BlockTable, recordWords, segmentBlocks } from "./block-table.ts";
 import { PromptFinder } from "./prompt-finder.ts";
 import { WorkerSets } from "./worker-sets.ts";
 
@@ -12,8 +12,9 @@ const sweepRecordsPerBlock = 4;
 /**
  * The router's KV index: block hash → set of workers, in typed arrays outside the traced heap.
  *
- * Exact for any holdings, gaps included: `matchPrefix` looks at every block until nobody is left.
- * That is affordable because blocks that were stored together lie together (see `BlockTable`).
+ * Exact for any holdings, gaps included: `matchPrefix` looks at every block until nobody is left, save those of segments
+ * in which nothing has changed since it looked (see `BlockTable.markSegment`). Blocks that were stored together lie
+ * together, so that looking means reading memory in order.
  * No call allocates, except that growth makes a larger index. Costs are in the README.
  *
  * At a limit the pair is dropped, never invented: a worker may then be credited with less than it
@@ -178,6 +179,7 @@ export class KvIndex implements BlockIndex {
         if (this.#sets.sizes[set] === 0) this.#deadCount--;
         references[set] = (references[set] as number) - 1;
         records[record * recordWords + 2] = next;
+        table.setChanged(record);
       }
       references[next] = (references[next] as number) + 1;
       added++;
@@ -227,6 +229,7 @@ export class KvIndex implements BlockIndex {
       } else {
         references[next] = (references[next] as number) + 1;
         records[record * recordWords + 2] = next;
+        table.setChanged(record);
       }
       removed++;
     }
@@ -264,32 +267,62 @@ export class KvIndex implements BlockIndex {
     depths.fill(0);
     const table = this.#table;
     const { records } = table;
-    const containsActive = this.#containsActive;
     this.#activeWordCount = 0;
     this.#finder.start();
     let set = 0;
     let record = 0;
-    for (let i = 0; i < count; i++) {
-      const run = runLength(records, record + 1, set, hashes, i, count);
-      i += run;
-      if (i === count) break;
-      record += run + 1;
-      const lo = (hashes[2 * i] as number) | 0;
-      const hi = (hashes[2 * i + 1] as number) | 0;
-      if (!table.holds(record, lo, hi)) record = this.#finder.find(hashes, i, count);
-      const next = records[record * recordWords + 2] as number;
-      if (next === 0) {
-        this.#finish(depths, i);
-        return i;
+    for (let i = 0; i < count;) {
+      const segmentEnd = i - (i % segmentBlocks) + segmentBlocks;
+      const isWhole = i % segmentBlocks === 0 && segmentEnd <= count;
+      if (isWhole) {
+        const last = this.#finder.segmentEnd(hashes, i, count);
+        if (last !== 0 && table.isSegment(last)) {
+          const next = records[last * recordWords + 2] as number;
+          if (next !== set) {
+            set = next;
+            if (!this.#meets(set, depths, i)) return i;
+          }
+          record = last;
+          i = segmentEnd;
+          continue;
+        }
       }
-      if (next === set) continue;
-      set = next;
-      if (i === 0) this.#activate(set);
-      else if (containsActive[set] === this.#lookup) continue;
-      if (!this.#narrow(set, depths, i)) return i;
+      const end = Math.min(count, segmentEnd);
+      const segmentStart = i;
+      let runStart = i;
+      while (i < end) {
+        const run = runLength(records, record + 1, set, hashes, i, end);
+        i += run;
+        record += run;
+        if (i === end) break;
+        record++;
+        runStart = i;
+        const lo = (hashes[2 * i] as number) | 0;
+        const hi = (hashes[2 * i + 1] as number) | 0;
+        if (!table.holds(record, lo, hi)) record = this.#finder.find(hashes, i, count);
+        const next = records[record * recordWords + 2] as number;
+        if (next === 0) {
+          this.#finish(depths, i);
+          return i;
+        }
+        if (next !== set) {
+          set = next;
+          if (!this.#meets(set, depths, i)) return i;
+        }
+        i++;
+      }
+      // One run under one set from the first block to the last.
+      if (isWhole && runStart === segmentStart) table.markSegment(record);
     }
     this.#finish(depths, count);
     return count;
+  }
+
+  /** From block `depth` on the prompt's blocks are those of `set`. False: nobody is left. */
+  #meets(set: number, depths: Uint32Array, depth: number): boolean {
+    if (depth === 0) this.#activate(set);
+    else if (this.#containsActive[set] === this.#lookup) return true;
+    return this.#narrow(set, depths, depth);
   }
 
   /** Starts with the holders of the first block. */
