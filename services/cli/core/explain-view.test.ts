@@ -57,6 +57,26 @@ describe("explainView", () => {
     ]);
   });
 
+  test("shows ranks and counts of other policies as what they are, not as times", () => {
+    const terms = (ms: number) => [{ name: "turn", ms }];
+    const lines = explainView(
+      response({
+        decision: decision({
+          policy: "round-robin",
+          marginMs: 1,
+          candidates: [
+            candidate({ workerId: "w1", costMs: 0, terms: terms(0) }),
+            candidate({ workerId: "w0", costMs: 1, terms: terms(1) }),
+            candidate({ workerId: "w3", costMs: 0.25, terms: [{ name: "score", ms: 0.25 }] }),
+          ],
+        }),
+      }),
+    );
+    expect(cells(lines, "w0", "1")[2]).toBe("1");
+    expect(cells(lines, "w3", "0.250")[3]).toBe("0.250");
+    expect(lines).toContain("margin  1 to the second candidate");
+  });
+
   test("prints why others were filtered out, the margin, and predicted beside observed", () => {
     const lines = explainView(response());
     expect(cells(lines, "w2")).toEqual(["w2", "127.0.0.1:8102", "draining"]);

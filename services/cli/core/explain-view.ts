@@ -98,6 +98,25 @@ function termNames(candidates: readonly Candidate[]): string[] {
   return [...new Set(candidates.flatMap((one) => one.terms.map((term) => term.name)))];
 }
 
+/** Terms that are times; those of other policies are counts, ranks and scores. */
+const timeTerms: ReadonlySet<string> = new Set([
+  "queue",
+  "memory",
+  "stall",
+  "prefill",
+  "tail",
+  "decode",
+  "slowdown",
+  "eviction",
+  "affinity",
+]);
+
+/** A cost or one of its terms: a time only where all of its terms are times. */
+function costText(value: number, terms: readonly string[]): string {
+  if (terms.every((name) => timeTerms.has(name))) return formatMs(value);
+  return Number.isInteger(value) ? formatCount(value) : value.toFixed(3);
+}
+
 function candidateLines(candidates: readonly Candidate[], chosen: string): string[] {
   if (candidates.length === 0) return ["candidates  none"];
   const names = termNames(candidates);
@@ -112,10 +131,10 @@ function candidateLines(candidates: readonly Candidate[], chosen: string): strin
   const costRows = candidates.map((one) => [
     one.workerId === chosen ? "→" : "",
     one.workerId,
-    formatMs(one.costMs),
+    costText(one.costMs, termNames([one])),
     ...names.map((name) => {
       const term = one.terms.find((candidate) => candidate.name === name);
-      return term === undefined ? "–" : formatMs(term.ms);
+      return term === undefined ? "–" : costText(term.ms, [name]);
     }),
     formatMs(one.predictedTtftMs),
     one.suspect ? "suspect: its block view is being resynchronised" : "",
@@ -165,7 +184,10 @@ function leftOutLines({ leftOut }: Decision): string[] {
 function marginLines(decision: Decision): string[] {
   if (decision.candidates.length < 2) return [];
   const tie = decision.tieBreak === "" ? "" : `; a tie, settled by ${decision.tieBreak}`;
-  return ["", `margin  ${formatMs(decision.marginMs)} to the second candidate${tie}`];
+  return [
+    "",
+    `margin  ${costText(decision.marginMs, termNames(decision.candidates))} to the second candidate${tie}`,
+  ];
 }
 
 function observedLines(decision: Decision): string[] {

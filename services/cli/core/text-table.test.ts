@@ -22,6 +22,8 @@ test("figures are short and name their unit", () => {
   expect(formatMs(0.5)).toBe("0.50 ms");
   expect(formatMs(40.25)).toBe("40.3 ms");
   expect(formatMs(297.4)).toBe("297 ms");
+  expect(formatMs(-0.001)).toBe("0.00 ms");
+  expect(formatMs(-0.5)).toBe("-0.50 ms");
   expect(formatMs(12_345)).toBe("12.3 s");
   expect(formatMs(Number.NaN)).toBe("–");
   expect(formatCount(112_500)).toBe("112,500");

@@ -40,7 +40,8 @@ export function formatMs(ms: number): string {
   if (size >= 10_000) return `${(ms / 1_000).toFixed(1)} s`;
   if (size >= 100) return `${ms.toFixed(0)} ms`;
   if (size >= 10) return `${ms.toFixed(1)} ms`;
-  return `${ms.toFixed(2)} ms`;
+  // What rounds to nothing has no sign.
+  return `${size < 0.005 ? "0.00" : ms.toFixed(2)} ms`;
 }
 
 /** A whole number with commas between thousands. Takes the bigints of the wire too. */

@@ -129,7 +129,8 @@ function ttftLines(roles: TraceRoles, paint: Paint): string[] {
   const ttft = ttftParts(roles);
   if (ttft.parts.length === 0) return [];
   const whole = ttft.observedMs ?? ttft.sumMs;
-  const share = (ms: number): string => (whole > 0 ? `${((100 * ms) / whole).toFixed(0)} %` : "");
+  const share = (ms: number): string =>
+    whole > 0 ? `${(Math.round((100 * ms) / whole) || 0).toFixed(0)} %` : "";
   const table = ttft.parts.map((part) => [part.name, formatMs(part.ms), share(part.ms)]);
   table.push(["sum", formatMs(ttft.sumMs), share(ttft.sumMs)]);
   if (ttft.observedMs !== undefined && ttft.unexplainedMs !== undefined) {
