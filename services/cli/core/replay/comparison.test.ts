@@ -162,7 +162,7 @@ describe("renderComparison", () => {
       token hit ratio              33.0 %  80.0 %
       requests                          1       2
       errors                            0       1
-      unpicked                          0       0
+      unplaced                          0       0
       machine CPU                  50.0 %  50.0 %
       generator late p99, ms         1.00    1.00
       generator loop p99, ms         1.50    1.50

@@ -30,7 +30,7 @@ const rows: readonly Row[] = [
   { label: "token hit ratio", value: (r) => r.hitTokenRatio, show: formatRatio, better: "high" },
   { label: "requests", value: (r) => r.requestsMeasured, show: formatCount, better: "none" },
   { label: "errors", value: (r) => r.errors, show: formatCount, better: "none" },
-  { label: "unpicked", value: (r) => r.unpicked, show: formatCount, better: "none" },
+  { label: "unplaced", value: (r) => r.unpicked, show: formatCount, better: "none" },
   { label: "machine CPU", value: (r) => r.machineCpuRatio, show: formatRatio, better: "none" },
   {
     label: "generator late p99, ms",
@@ -47,6 +47,10 @@ const rows: readonly Row[] = [
 ];
 
 const missing = "–";
+/** Stands in a result for engines that the answers do not name. */
+const unnamedWorker = "unknown";
+const untold =
+  "the answers name neither decision nor engine; those of a mesh's trusted listener do (port 8081)";
 const bold = (text: string): string => `\u001b[1;32m${text}\u001b[0m`;
 const dim = (text: string): string => `\u001b[2m${text}\u001b[0m`;
 const warn = (text: string): string => `\u001b[33m${text}\u001b[0m`;
@@ -64,7 +68,7 @@ function bestIndex(values: readonly (number | null)[], better: Row["better"]): n
 function workerRows(results: readonly ReplayResult[]): string[][] {
   const names = [...new Set(results.flatMap((result) => Object.keys(result.workers)))].sort();
   return names.map((name) => [
-    `to ${name}`,
+    name === unnamedWorker ? "to unnamed engines" : `to ${name}`,
     ...results.map((result) => formatCount(result.workers[name] ?? 0)),
   ]);
 }
@@ -79,6 +83,7 @@ function notes(results: Readonly<Record<string, ReplayResult>>): string[] {
             .map(([kind, n]) => `${kind} ${String(n)}`)
             .join(", ")}`,
         ]),
+    ...(result.unpicked === null ? [`${policy}: ${untold}`] : []),
     ...(result.usageMissing === 0
       ? []
       : [`${policy}: ${String(result.usageMissing)} answers without usage`]),

@@ -2,7 +2,7 @@ import { createWriteStream, type WriteStream } from "node:fs";
 import { finished } from "node:stream/promises";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { request } from "undici";
-import { workloadFacts } from "../../../shared/core/workload/workload.ts";
+import { workloadFacts, type Workload } from "../../../shared/core/workload/workload.ts";
 import { loadWorkload } from "../../../shared/edge/workload-files.ts";
 import { renderComparison } from "../../core/replay/comparison.ts";
 import type { ReplayResult } from "../../core/replay/result.ts";
@@ -56,10 +56,16 @@ function parseHeaders(lines: readonly string[]): Record<string, string> {
   );
 }
 
-/** Name of the first model that the endpoint lists. */
-async function firstModel(url: string, headers: Record<string, string>): Promise<string> {
-  const listUrl = `${url.replace(/\/+$/, "").replace(/\/v1$/, "")}/v1/models`;
-  const ask = "name one with --model";
+/** A model as the endpoint lists it. */
+interface ListedModel {
+  readonly id: string;
+  /** Longest prompt plus answer in tokens; absent when the endpoint does not say. */
+  readonly contextTokensMax?: number;
+}
+
+/** Models that the endpoint lists. Throws `RangeError` when it does not answer. */
+async function listModels(url: string, headers: Record<string, string>): Promise<ListedModel[]> {
+  const listUrl = `${rootOf(url)}/v1/models`;
   let body: unknown;
   try {
     const answer = await request(listUrl, {
@@ -69,23 +75,79 @@ async function firstModel(url: string, headers: Record<string, string>): Promise
     });
     body = await answer.body.json();
   } catch (error) {
-    throw new RangeError(`cannot list models at ${listUrl}: ${(error as Error).message}; ${ask}`, {
-      cause: error,
-    });
+    throw new RangeError(
+      `cannot list models at ${listUrl}: ${(error as Error).message}; name one with --model`,
+      { cause: error },
+    );
   }
   const list: unknown =
     typeof body === "object" && body !== null && "data" in body ? body.data : undefined;
-  const first: unknown = Array.isArray(list) ? list[0] : undefined;
-  if (
-    typeof first !== "object" ||
-    first === null ||
-    !("id" in first) ||
-    typeof first.id !== "string"
-  ) {
-    throw new RangeError(`${listUrl} lists no model; ${ask}`);
-  }
-  return first.id;
+  return (Array.isArray(list) ? list : []).flatMap((one: unknown) => {
+    if (typeof one !== "object" || one === null || !("id" in one)) return [];
+    if (typeof one.id !== "string") return [];
+    const max = "max_model_len" in one ? one.max_model_len : undefined;
+    return [{ id: one.id, ...(typeof max === "number" ? { contextTokensMax: max } : {}) }];
+  });
 }
+
+const rootOf = (url: string): string => url.replace(/\/+$/, "").replace(/\/v1$/, "");
+
+/** The model named, or the first one listed. What the endpoint does not tell of a named one stays unknown. */
+async function chooseModel(flags: Flags, headers: Record<string, string>): Promise<ListedModel> {
+  const { model: id, url } = flags;
+  if (id !== undefined) {
+    const listed = await listModels(url, headers).catch(() => []);
+    return listed.find((one) => one.id === id) ?? { id };
+  }
+  const [first] = await listModels(url, headers);
+  if (first === undefined) {
+    throw new RangeError(`${rootOf(url)}/v1/models lists no model; name one with --model`);
+  }
+  return first;
+}
+
+/** Fails for the address of one API in place of the endpoint's root: the path is the replay's to add. */
+export function requireRoot(url: string): void {
+  const path = /\/(?:v1\/)?(?:chat\/)?completions\/*$/.exec(url)?.[0];
+  if (path === undefined) return;
+  const api = path.includes("chat") ? "chat" : "completions";
+  throw new RangeError(
+    `--url is the root of the endpoint: use --url ${url.slice(0, -path.length)} --api ${api}`,
+  );
+}
+
+/** What a person should know before a run begins; nothing for a short one that fits. */
+export function remarksBefore(
+  workload: Workload,
+  plan: {
+    readonly rateFactor: number;
+    readonly durationMs: number | undefined;
+    readonly model: ListedModel;
+  },
+): string[] {
+  const { rateFactor, model } = plan;
+  const wholeMs = (workload.requests.at(-1)?.atMs ?? 0) / rateFactor;
+  const durationMs = plan.durationMs ?? wholeMs;
+  const due = workload.requests.filter((one) => one.atMs / rateFactor <= durationMs);
+  const remarks: string[] = [];
+  if (durationMs > longRunMs) {
+    remarks.push(
+      `${due.length} requests over ${(durationMs / 60_000).toFixed(1)} minutes; --duration 60 ends after the first`,
+    );
+  }
+  const max = model.contextTokensMax;
+  const tooLong =
+    max === undefined ? 0 : due.filter((one) => one.inputTokens + one.outputTokens > max).length;
+  if (max !== undefined && tooLong > 0) {
+    remarks.push(
+      `${tooLong} of ${due.length} requests are longer than the ${max} tokens that ${model.id} takes, and will be refused`,
+    );
+  }
+  return remarks;
+}
+
+/** Runs above this are announced, ms. */
+const longRunMs = 120_000;
 
 function progressLine(progress: ReplayProgress): string {
   const { phase, elapsedMs, durationMs, sent, due, open, errors } = progress;
@@ -105,12 +167,17 @@ async function replay(source: string, flags: Flags, signal: AbortSignal): Promis
     ...(flags.blockTokens === undefined ? {} : { blockTokens: flags.blockTokens }),
     ...(flags.spreadTickMs === undefined ? {} : { spreadTickMs: flags.spreadTickMs }),
   });
+  requireRoot(flags.url);
   const headers = parseHeaders(flags.header);
   const rateFactor =
     flags.rate === undefined
       ? (flags.rateFactor ?? defaults.rateFactor)
       : flags.rate / workloadFacts(workload).ratePerSecond;
-  const model = flags.model ?? (await firstModel(flags.url, headers));
+  const durationMs = flags.duration === undefined ? undefined : flags.duration * 1_000;
+  const model = await chooseModel(flags, headers);
+  for (const remark of remarksBefore(workload, { rateFactor, durationMs, model })) {
+    process.stderr.write(`${remark}\n`);
+  }
   const file = flags.out === undefined ? undefined : createWriteStream(flags.out);
   let fileError: Error | undefined;
   file?.on("error", (error) => {
@@ -120,9 +187,9 @@ async function replay(source: string, flags: Flags, signal: AbortSignal): Promis
   const result = await runReplay({
     workload,
     url: flags.url,
-    model,
+    model: model.id,
     rateFactor,
-    durationMs: flags.duration === undefined ? undefined : flags.duration * 1_000,
+    durationMs,
     warmupRatio: flags.warmup,
     api: flags.api,
     headers,
