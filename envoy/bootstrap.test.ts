@@ -51,4 +51,36 @@ describe("buildBootstrap", () => {
   test("serves nothing unplaced when the default pool has no models", () => {
     expect(JSON.stringify(buildBootstrap(defaultOptions))).toContain('"open":false');
   });
+
+  test.each([
+    ["/v1/messages", true],
+    ["/v1/files/*", true],
+    ["/v1/files*", false],
+    ["/*", false],
+    ["/", false],
+    ["", false],
+    ["v1/files", false],
+    ["/v1/../metrics", false],
+    ["/v1/./x", false],
+    ["/v1//x", false],
+    ["/v1/x?y=1", false],
+    ["/v1/%2e", false],
+  ])("takes %j as a public path: %s", (path, isGood) => {
+    const build = () => buildBootstrap({ ...defaultOptions, publicPaths: [path] });
+    if (isGood) expect(JSON.stringify(build())).toContain(path.replace("*", ""));
+    else expect(build).toThrow("publicPaths");
+  });
+
+  test("gives public callers no route to a pool for other paths than those of the list", () => {
+    const { static_resources: resources } = buildBootstrap(defaultOptions) as {
+      static_resources: { listeners: { name: string }[] };
+    };
+    const text = (name: string): string =>
+      JSON.stringify(resources.listeners.find((listener) => listener.name === name));
+    expect(text("public").match(/"prefix":"\/"/g)).toHaveLength(1);
+    expect(text("public").indexOf("direct_response")).toBeGreaterThan(
+      text("public").indexOf('"prefix":"/"'),
+    );
+    expect(text("trusted")).not.toContain("direct_response");
+  });
 });

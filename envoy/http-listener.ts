@@ -16,6 +16,7 @@ import {
 } from "./http-filters.ts";
 import { localReplyConfig } from "./local-replies.ts";
 import type { EnvoyOptions } from "./options.ts";
+import { inferencePaths, nothingRoute, pathMatch } from "./public-paths.ts";
 
 /** Static cluster of the OTLP receiver. */
 export const otlpCluster = "otlp";
@@ -49,7 +50,7 @@ function route(
 ): Config {
   return {
     name,
-    match: { prefix: "/", ...parts.match },
+    match: parts.match,
     metadata: { filter_metadata: { [guardFilter]: guardSettings(options) } },
     request_body_buffer_limit: options.limits.bodyBytesMax,
     request_headers_to_remove: parts.hidden,
@@ -63,13 +64,47 @@ function route(
   };
 }
 
-/** The route to whatever pool the router named, or to the default pool. */
-export function poolRoute(options: EnvoyOptions): Config {
+/** The route to whatever pool the router named, or to the default pool; `path` is the condition on the path. */
+function poolRoute(options: EnvoyOptions, path: Config): Config {
   return route("pools", options, {
-    match: {},
+    match: path,
     retryOn: "connect-failure,refused-stream,reset-before-request,retriable-status-codes",
     hidden: hiddenFromEngines,
   });
+}
+
+function relayRoute(options: EnvoyOptions, path: Config): Config {
+  return route("relays", options, {
+    match: {
+      ...path,
+      headers: [{ name: poolHeader, string_match: { exact: relaysCluster } }],
+    },
+    // A relay retries by itself once a request has reached it.
+    retryOn: "connect-failure,refused-stream",
+    hidden: hiddenFromRelays,
+  });
+}
+
+/** Conditions of the paths that public callers may send to. */
+function publicPaths(options: EnvoyOptions): Config[] {
+  return [...new Set([...inferencePaths, ...options.publicPaths])].map(pathMatch);
+}
+
+/** Routes to the pools for public callers: the inference paths, and those that the options add. */
+export function publicPoolRoutes(options: EnvoyOptions): Config[] {
+  return publicPaths(options).map((path) => poolRoute(options, path));
+}
+
+function routes(listener: "public" | "trusted", options: EnvoyOptions): Config[] {
+  if (listener === "trusted") {
+    const all = { prefix: "/" };
+    return [relayRoute(options, all), poolRoute(options, all)];
+  }
+  return [
+    ...publicPaths(options).map((path) => relayRoute(options, path)),
+    ...publicPoolRoutes(options),
+    nothingRoute(),
+  ];
 }
 
 function routeConfig(listener: "public" | "trusted", options: EnvoyOptions): Config {
@@ -99,17 +134,7 @@ function routeConfig(listener: "public" | "trusted", options: EnvoyOptions): Con
               ],
             }
           : {}),
-        routes: [
-          // A relay retries by itself once a request has reached it.
-          route("relays", options, {
-            match: {
-              headers: [{ name: poolHeader, string_match: { exact: relaysCluster } }],
-            },
-            retryOn: "connect-failure,refused-stream",
-            hidden: hiddenFromRelays,
-          }),
-          poolRoute(options),
-        ],
+        routes: routes(listener, options),
       },
     ],
   };

@@ -1,3 +1,5 @@
+import { isPublicPath } from "./public-paths.ts";
+
 /** Where a process of ours listens: an IP address (or, for routers, also a DNS name with many addresses) and a port. */
 export interface HostPort {
   readonly host: string;
@@ -73,6 +75,11 @@ export interface EnvoyOptions {
   /** OTLP over gRPC; `undefined` switches tracing off. */
   readonly otlp: HostPort | undefined;
   readonly defaultPool: DefaultPoolOptions;
+  /**
+   * Paths that public callers may use beside those of `inferencePaths`; `/x/*` stands for all below `/x/`. Trusted callers
+   * may use every path of an engine.
+   */
+  readonly publicPaths: readonly string[];
   readonly bodyMode: BodyMode;
   /** How a router process is chosen for a request. */
   readonly routerChoice: "least_request" | "round_robin";
@@ -122,6 +129,7 @@ export const defaultOptions: EnvoyOptions = {
   ],
   otlp: { host: "127.0.0.1", port: 4317 },
   defaultPool: { id: "default", models: [], failOpen: true },
+  publicPaths: [],
   bodyMode: "buffered",
   routerChoice: "least_request",
   retriesMax: 2,
@@ -151,6 +159,12 @@ export function findOptionProblems(options: EnvoyOptions): string[] {
   }
   if (limits.guardBodyBytesMax > limits.bodyBytesMax) {
     problems.push("limits.guardBodyBytesMax: must not exceed limits.bodyBytesMax");
+  }
+  for (const path of options.publicPaths) {
+    if (isPublicPath(path)) continue;
+    problems.push(
+      `publicPaths: ${JSON.stringify(path)} is no path such as /v1/messages, or /v1/files/* for all below`,
+    );
   }
   if (options.retriesMax < 0 || options.retriesMax > 5) {
     problems.push(`retriesMax: ${options.retriesMax.toString()} is outside 0 to 5`);

@@ -5,7 +5,7 @@ import { typed, extension, type Config } from "./extension.ts";
 import { earlyHeaderMutation, poolCluster } from "./headers.ts";
 import { extProcFilter, guardFilterConfig } from "./http-filters.ts";
 import { localReplyConfig } from "./local-replies.ts";
-import { poolRoute } from "./http-listener.ts";
+import { publicPoolRoutes } from "./http-listener.ts";
 import type { EnvoyOptions } from "./options.ts";
 import { controlCluster, staticClusters } from "./static-clusters.ts";
 
@@ -195,7 +195,7 @@ ${options.bodyMode === "duplex" ? duplexWarning : ""}`,
         access_log: accessLogs(options),
         http_filters: [extProcFilter(options), guardFilterConfig()],
       },
-      routes: [poolRoute(options)],
+      routes: publicPoolRoutes(options),
       clusters: [
         ...staticClusters({ ...options, otlp: undefined }),
         poolClusterWithOwnDiscovery(options),
@@ -224,7 +224,7 @@ ${options.bodyMode === "duplex" ? duplexWarning : ""}`,
       ],
       [
         ["routes"],
-        "Into your virtual host. Change: match, if not everything is for the mesh. The metadata belongs to the guard.",
+        "Into your virtual host: the paths that callers may use. Engines have others that administrate them; give those\nto trusted callers only. The metadata belongs to the guard.",
       ],
       [["clusters"], "Beside your clusters."],
       [

@@ -98,6 +98,8 @@ export const EnvoyConfig = z.strictObject({
   concurrency: z.number().int().min(1).max(64).default(1),
   /** How bodies are shown to routers; only `buffered` can fail open. */
   bodyMode: z.enum(["buffered", "buffered_partial", "duplex"]).default("buffered"),
+  /** Paths for public callers beside the inference paths of the OpenAI API, such as /v1/messages or /v1/files/*. */
+  publicPaths: z.array(z.string()).max(64).default([]),
   routerChoice: z.enum(["least_request", "round_robin"]).default("least_request"),
   /** Tries after the first one. */
   retriesMax: z.number().int().min(0).max(5).default(2),

@@ -59,6 +59,7 @@ describe("a gateway that fails open", () => {
     gateway = await startGateway({
       limits: { ...defaultLimits, bodyBytesMax: 5 * 1024 * 1024, connectionsMax: 100 },
       timeouts: { ...defaultTimeouts, requestHeadersMs: 1_000, requestMs: 1_500 },
+      publicPaths: ["/v1/extra", "/v1/files/*"],
     });
   });
   afterAll(() => gateway.stop());
@@ -243,6 +244,51 @@ describe("a gateway that fails open", () => {
     });
   });
 
+  test.each([
+    ["POST", "/reset_prefix_cache"],
+    ["POST", "/v1/load_lora_adapter"],
+    ["POST", "/tokenize"],
+    ["POST", "/v1/chat/completions/render"],
+    ["POST", "/v1/chat/completionsx"],
+    ["POST", "/v1/audio"],
+    ["POST", "/V1/completions"],
+    ["POST", "/v1/models/../../metrics"],
+    ["GET", "/metrics"],
+    ["GET", "/version"],
+    ["GET", "/health"],
+    ["GET", "/"],
+  ])(
+    "has nothing for public callers at %s %s, and passes it on for trusted ones",
+    async (method, path) => {
+      const parts = method === "POST" ? { body: { model: "m/2" } } : {};
+      const engines = () => gateway.own.seen.length + gateway.other.seen.length;
+      const before = [engines(), gateway.router.seen.length];
+      const refused = await gateway.send("public", { method, path, ...parts });
+      expect(refused.status).toBe(404);
+      expect(errorOf(refused)).toMatchObject({ code: "not_found", type: "invalid_request_error" });
+      expect(errorOf(refused).message).toContain("public callers");
+      expect([engines(), gateway.router.seen.length]).toEqual(before);
+      const passed = await gateway.send("trusted", { method, path, ...parts });
+      expect(passed).toMatchObject({ status: 200, text: '{"engine":"other"}' });
+    },
+  );
+
+  test.each([
+    "/v1/chat/completions?a=/metrics",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/rerank",
+    "/v1/score",
+    "/v1/audio/transcriptions",
+    "/v1/models/m/2",
+    "/v1/extra",
+    "/v1/files/one",
+  ])("passes %s of a public caller on", async (path) => {
+    const answer = await gateway.send("public", { path, body: { model: "m/2" } });
+    expect(answer).toMatchObject({ status: 200, text: '{"engine":"other"}' });
+  });
+
   test("without a router serves the model list and no other path of an engine", async () => {
     gateway.router.script = () => ({ kind: "fail" });
     const models = await gateway.send("public", { method: "GET", path: "/v1/models" });
@@ -253,7 +299,7 @@ describe("a gateway that fails open", () => {
       "/v1/../metrics",
       "/v1/load_lora_adapter",
     ]) {
-      const answer = await gateway.send("public", { body: { model: "m/1" }, path });
+      const answer = await gateway.send("trusted", { body: { model: "m/1" }, path });
       expect(answer.status).toBe(503);
       expect(errorOf(answer).code).toBe("model_unavailable");
     }

@@ -152,7 +152,12 @@ describe.each(bodyModes)("body mode %s", (bodyMode) => {
         object: "list",
         data: [{ id: mesh.model, object: "model", owned_by: "kvmesh", max_model_len: 65_536 }],
       });
-      const health = await sendExchange({ url: mesh.url, framing, method: "GET", path: "/health" });
+      const health = await sendExchange({
+        url: mesh.trustedUrl,
+        framing,
+        method: "GET",
+        path: "/health",
+      });
       expect([health.status, health.complete]).toEqual([200, true]);
       const id = health.headers.get("x-request-id") ?? "";
       expect(await observedDecision(mesh, id)).toMatchObject({

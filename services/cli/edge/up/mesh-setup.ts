@@ -193,7 +193,8 @@ function planEnvoy(
 ): MeshOptions["envoy"] {
   const { host, defaultPool, failOpen } = input.mesh;
   const { ports } = facts;
-  const { concurrency, bodyMode, routerChoice, retriesMax, accessLogPath } = input.envoy;
+  const { concurrency, bodyMode, publicPaths, routerChoice, retriesMax, accessLogPath } =
+    input.envoy;
   const at = (port: number): { host: string; port: number } => ({ host, port });
   return {
     binary: findEnvoy(packageRoot),
@@ -210,6 +211,7 @@ function planEnvoy(
       controls: ports.routers.map((router) => at(router.control)),
       otlp: otlpAddress(facts.otlpEndpoint),
       defaultPool: { id: defaultPool, models: facts.models, failOpen },
+      publicPaths,
       bodyMode,
       routerChoice,
       retriesMax,
