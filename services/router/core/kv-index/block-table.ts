@@ -103,9 +103,9 @@ export class BlockTable {
   }
 
   /**
-   * Notes that the `segmentBlocks` records up to this one hold a segment of a prompt, in its order and all with one set. The note holds
-   * until any of them changes: it is the sum of the change counts of the one or two groups that they lie in, which
-   * only grow, and would have to grow by 2^31 to look the same again.
+   * Notes that the `segmentBlocks` records up to this one hold a segment of a prompt, in its order and all with one set.
+   * The note holds until any of them changes: it is the sum of the change counts of the one or two groups that they lie
+   * in, which only grow, and would have to grow by 2^31 to look the same again.
    */
   markSegment(last: number): void {
     this.records[last * recordWords + 3] = this.#segmentMark(last);
