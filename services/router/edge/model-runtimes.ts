@@ -39,6 +39,7 @@ export class ModelRuntimes {
   readonly #tokenizers = new Map<string, TokenizerState>();
   readonly #templateSources = new Map<string, string>();
   readonly #runtimes = new Map<string, ModelRuntime>();
+  readonly #tokenCacheBytesMax: number;
   readonly #cache: PromptCache;
   readonly #readers = new Map<string, ChatReader>();
   #readersMade = 0;
@@ -54,9 +55,8 @@ export class ModelRuntimes {
     this.#hashSeed = options.hashSeed;
     this.#cacheFolder = options.cacheFolder;
     this.#log = options.log;
-    this.#cache = new PromptCache({
-      bytesMax: options.tokenCacheBytesMax ?? tokenCacheBytesDefault,
-    });
+    this.#tokenCacheBytesMax = options.tokenCacheBytesMax ?? tokenCacheBytesDefault;
+    this.#cache = new PromptCache({ bytesMax: (3 * this.#tokenCacheBytesMax) / 4 });
   }
 
   /** What is needed to read the prompts of a pool; `undefined` before its first worker. */
@@ -177,6 +177,7 @@ export class ModelRuntimes {
       tokenizer,
       addedTokens,
       cache: this.#cache,
+      chainBytesMax: this.#tokenCacheBytesMax / 4,
       domain: this.#readersMade++,
     });
     if (this.#readers.size >= readersMax) this.#readers.clear();

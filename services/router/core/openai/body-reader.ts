@@ -34,8 +34,10 @@ export class BodyReader {
   constructor(options: {
     readonly key: Int32Array;
     readonly isUtf8: (bytes: Uint8Array) => boolean;
+    /** Larger bodies are scanned without vector instructions, bytes; default 16 MiB. */
+    readonly simdSizeMax?: number;
   }) {
-    this.#scanner = new BodyScanner(options.key, options.isUtf8);
+    this.#scanner = new BodyScanner(options.key, options.isUtf8, options.simdSizeMax);
   }
 
   get figures(): BodyReaderFigures {

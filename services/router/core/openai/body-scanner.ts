@@ -1,4 +1,5 @@
 import { JsonScanner } from "../../../shared/core/json-scan/json-scanner.ts";
+import { NameTable } from "../../../shared/core/json-scan/name-table.ts";
 import { notScanned } from "../../../shared/core/json-scan/text-scanner.ts";
 import { reservedFields } from "./reserved-fields.ts";
 import type { ScannedMessage, ScannedText, ScannedValue } from "./scanned-body.ts";
@@ -29,8 +30,17 @@ const messageFields: ReadonlySet<string> = new Set([
   "tools",
 ]);
 
-/** Longest name of a field that means something here, bytes. */
-const nameSizeMax = 32;
+/** Longest role that is read, bytes. */
+const roleSizeMax = 32;
+
+/** Names that mean something: fields, common roles and kinds of parts. */
+const names: ReadonlySet<string> = new Set([
+  ...plainFields,
+  ...messageFields,
+  ...reservedFields,
+  ...["messages", "tools", "prompt", "role", "content", "type", "text", "refusal", "input_text"],
+  ...["system", "developer", "user", "assistant", "tool"],
+]);
 
 /** What a scan found. */
 export interface ScannedFields {
@@ -57,11 +67,12 @@ const textPartTypes: ReadonlySet<string> = new Set(["text", "input_text"]);
 export class BodyScanner {
   readonly json: JsonScanner;
   readonly #isUtf8: (bytes: Uint8Array) => boolean;
+  readonly #names = new NameTable(names);
   #multimodal = false;
 
-  /** `key`: eight secret 32-bit numbers; `isUtf8`: whether bytes are well-formed UTF-8. */
-  constructor(key: Int32Array, isUtf8: (bytes: Uint8Array) => boolean) {
-    this.json = new JsonScanner(key);
+  /** `isUtf8`: whether bytes are well-formed UTF-8; for `key` and `simdSizeMax` see `TextScanner`. */
+  constructor(key: Int32Array, isUtf8: (bytes: Uint8Array) => boolean, simdSizeMax?: number) {
+    this.json = new JsonScanner(key, simdSizeMax);
     this.#isUtf8 = isUtf8;
   }
 
@@ -91,7 +102,7 @@ export class BodyScanner {
       if (plainFields.has(name)) {
         at = json.value(at, 1);
         if (at < 0 || Object.hasOwn(plain, name)) return undefined;
-        plain[name] = json.parse(start, at);
+        plain[name] = json.scalar(start, at);
       } else if (chat && name === "messages") {
         if (messages !== undefined) return undefined;
         messages = this.#messages(at);
@@ -129,18 +140,27 @@ export class BodyScanner {
   /** Index behind the list read last. */
   #valueEnd = 0;
 
-  /** A name or short text without escapes; empty when it is too long to mean anything, `undefined` when unusual. */
+  /** A name that means something, "" for any other, `undefined` for an unusual one. */
   #name(at: number): string | undefined {
-    const { text } = this.json;
-    const { bytes } = text;
-    if (bytes[at] !== 0x22) return undefined;
-    const end = text.text(at + 1);
-    if (end < 0 || text.escaped) return undefined;
-    this.#nameEnd = end + 1;
-    if (end - at - 1 > nameSizeMax) return "";
-    let name = "";
-    for (let i = at + 1; i < end; i++) name += String.fromCharCode(bytes[i] as number);
+    const name = this.#names.read(this.json.text.bytes, at);
+    this.#nameEnd = this.#names.end;
     return name;
+  }
+
+  /** A role, which may be any short one. */
+  #role(at: number): string | undefined {
+    const name = this.#name(at);
+    if (name !== "") return name;
+    const { bytes } = this.json.text;
+    const end = this.#nameEnd - 1;
+    if (end - at - 1 > roleSizeMax || end === at + 1) return undefined;
+    let role = "";
+    for (let i = at + 1; i < end; i++) {
+      const byte = bytes[i] as number;
+      if (byte >= 0x80) return undefined;
+      role += String.fromCharCode(byte);
+    }
+    return role;
   }
 
   /** The text whose opening quote is at `at`. */
@@ -198,8 +218,8 @@ export class BodyScanner {
       if (at < 0) return undefined;
       if (name === "role") {
         if (role !== undefined) return undefined;
-        role = this.#name(at);
-        if (role === undefined || role === "") return undefined;
+        role = this.#role(at);
+        if (role === undefined) return undefined;
         at = this.#nameEnd;
       } else if (name === "content") {
         if (contentSeen) return undefined;

@@ -1,3 +1,4 @@
+import type { HashRoot } from "../../../shared/core/block-hash.ts";
 import {
   normaliseToolCall,
   normaliseTools,
@@ -15,7 +16,7 @@ import {
 } from "../openai/scanned-body.ts";
 import type { AddedToken, PromptTokenizer } from "./model-runtime.ts";
 import type { PromptCache } from "./prompt-cache.ts";
-import { PromptPieces } from "./prompt-pieces.ts";
+import { PromptChain, type HashedPrompt } from "./prompt-chain.ts";
 import type { PromptText } from "./prompt-text.ts";
 import { TemplateProgram, templateFunctions } from "./template-program.ts";
 import { NotRendered, type Value } from "./template-values.ts";
@@ -36,6 +37,8 @@ export interface ChatReaderOptions {
   readonly tokenizer: PromptTokenizer;
   readonly addedTokens: readonly AddedToken[];
   readonly cache: PromptCache;
+  /** Memory for hashes of prompt beginnings, bytes. */
+  readonly chainBytesMax: number;
   /** Tells what this reader remembers from what others do; every reader of a cache has another. */
   readonly domain: number;
 }
@@ -48,14 +51,14 @@ export interface ChatReaderFigures {
 }
 
 /**
- * Reads chats as token ids without rendering them: the template's own parts and the texts of the request are put in a row,
- * cut at added tokens, and the ids of pieces that have been seen are remembered. The ids are those of the rendered
- * prompt; a chat for which that is not certain is left to the caller.
+ * Reads chats as block hashes without rendering them: the template's own parts and the texts of the request are put in a
+ * row, cut at added tokens, and the tokens of pieces and the hashes of beginnings that have been seen are remembered. The
+ * tokens are those of the rendered prompt; a chat for which that is not certain is left to the caller.
  */
 export class ChatReader {
   readonly #options: ChatReaderOptions;
   readonly #program: TemplateProgram;
-  readonly #pieces: PromptPieces;
+  readonly #chain: PromptChain;
   readonly #constants: ReadonlyMap<string, Value>;
   #bound: PromptText[] = [];
   #read = 0;
@@ -67,7 +70,7 @@ export class ChatReader {
     const cuts = new TokenCuts(options.addedTokens);
     const texts = [bos, eos, pad, unk].filter((text) => text !== undefined);
     this.#program = new TemplateProgram(options.syntax, (text) => cuts.cut(text), texts);
-    this.#pieces = new PromptPieces(options.tokenizer);
+    this.#chain = new PromptChain(options.tokenizer, { bytesMax: options.chainBytesMax });
     const named = { bos_token: bos, eos_token: eos, pad_token: pad, unk_token: unk };
     this.#constants = new Map(Object.entries(named).filter(([, text]) => text !== undefined));
   }
@@ -77,17 +80,17 @@ export class ChatReader {
   }
 
   /**
-   * Token ids of a chat, in memory that the next call uses again; `undefined` when the template library has to render it, or
-   * to say what is wrong with it.
+   * Length and block hashes of a chat; `undefined` when the template library has to render it, or to say what is wrong
+   * with it.
    */
-  read(chat: ScannedChat): Uint32Array | undefined {
+  read(chat: ScannedChat, root: HashRoot, blockSizeTokens: number): HashedPrompt | undefined {
     // Where the last message ends in the rendered text is for the library to find.
     if (chat.continueFinalMessage) return undefined;
     try {
       const parts = this.#program.run(this.#variables(chat));
-      const ids = this.#pieces.ids(parts);
+      const prompt = this.#chain.read(parts, root, blockSizeTokens);
       this.#read++;
-      return ids;
+      return prompt;
     } catch (error) {
       if (!(error instanceof NotRendered) && !(error instanceof MeshError)) throw error;
       this.#left++;

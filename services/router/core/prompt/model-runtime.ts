@@ -32,10 +32,14 @@ export interface PromptTemplate {
   ): string;
 }
 
-/** Turns chats into token ids without rendering them. */
+/** Turns chats into block hashes without rendering them. */
 export interface ScannedChatReader {
-  /** The ids, in memory that the next call uses again; `undefined` when the template has to render the chat. */
-  read(chat: ScannedChat): Uint32Array | undefined;
+  /** Length, tokens, and block hashes of a chat; `undefined` when the template has to render it. */
+  read(
+    chat: ScannedChat,
+    root: HashRoot,
+    blockSizeTokens: number,
+  ): { readonly tokens: number; readonly hashes: Uint32Array } | undefined;
 }
 
 /** What is needed to turn a model's requests into block hashes. */

@@ -1,4 +1,4 @@
-import { LiteralText, PromptText, type Part } from "./prompt-text.ts";
+import { PromptText, type Part } from "./prompt-text.ts";
 import type { PromptTokenizer } from "./model-runtime.ts";
 
 /** Most variants of a piece that are remembered with one text. */
@@ -8,8 +8,8 @@ const plainPiecesMax = 4096;
 const plainSizeMax = 8 << 20;
 
 /**
- * Token ids of prompts given as parts. They are cut at the added tokens that the template spells, and the ids of each
- * piece are remembered with the first text of a request in it.
+ * Token ids of pieces: what lies between two added tokens. They are remembered with the first text of a request in them,
+ * or by themselves when they have none.
  */
 export class PromptPieces {
   readonly #tokenizer: PromptTokenizer;
@@ -17,80 +17,20 @@ export class PromptPieces {
   readonly #plain = new Map<string, Uint32Array>();
   #plainSize = 0;
   #scratch = new Uint8Array(1 << 16);
-  #ids = new Uint32Array(1 << 14);
-  #count = 0;
-  #piece: Part[] = [];
-  #anchor: PromptText | undefined;
 
   constructor(tokenizer: PromptTokenizer) {
     this.#tokenizer = tokenizer;
   }
 
-  /** Token ids of `parts`: a view of memory that the next call uses again. */
-  ids(parts: readonly Part[]): Uint32Array {
-    this.#count = 0;
-    this.#piece = [];
-    this.#anchor = undefined;
-    for (const part of parts) {
-      if (part instanceof LiteralText) this.#literal(part);
-      else this.#add(part);
-    }
-    this.#flush();
-    return this.#ids.subarray(0, this.#count);
-  }
-
-  #literal({ texts, tokens }: LiteralText): void {
-    for (let i = 0; i < tokens.length; i++) {
-      const text = texts[i] as string;
-      if (text !== "") this.#piece.push(text);
-      this.#flush();
-      this.#room(1);
-      this.#ids[this.#count++] = tokens[i] as number;
-    }
-    const last = texts[tokens.length] as string;
-    if (last !== "") this.#piece.push(last);
-  }
-
-  #add(part: PromptText | string): void {
-    this.#piece.push(part);
-    if (typeof part !== "string") this.#anchor ??= part;
-  }
-
-  /** Makes room for more ids. */
-  #room(more: number): void {
-    const wanted = this.#count + more;
-    if (wanted <= this.#ids.length) return;
-    const larger = new Uint32Array(Math.max(wanted, 2 * this.#ids.length));
-    larger.set(this.#ids.subarray(0, this.#count));
-    this.#ids = larger;
-  }
-
-  #append(ids: Uint32Array): void {
-    this.#room(ids.length);
-    if (ids.length <= 8) {
-      for (let i = 0; i < ids.length; i++) this.#ids[this.#count++] = ids[i] as number;
-      return;
-    }
-    this.#ids.set(ids, this.#count);
-    this.#count += ids.length;
-  }
-
-  #flush(): void {
-    const parts = this.#piece;
-    if (parts.length === 0) return;
-    const anchor = this.#anchor;
-    if (anchor === undefined) this.#append(this.#plainIds(parts as string[]));
-    else {
-      const known = anchor.pieces.find((piece) => sameParts(piece.parts, parts));
-      if (known !== undefined) this.#append(known.ids);
-      else {
-        const ids = this.#encode(parts);
-        this.#append(ids);
-        if (anchor.pieces.length < piecesPerTextMax) anchor.learn({ parts: [...parts], ids });
-      }
-    }
-    this.#piece.length = 0;
-    this.#anchor = undefined;
+  /** Token ids of a piece, given as parts without added tokens that the template spells. */
+  ids(parts: readonly (PromptText | string)[]): Uint32Array {
+    const anchor = parts.find((part) => part instanceof PromptText);
+    if (anchor === undefined) return this.#plainIds(parts as readonly string[]);
+    const known = anchor.pieces.find((piece) => sameParts(piece.parts, parts));
+    if (known !== undefined) return known.ids;
+    const ids = this.#encode(parts);
+    if (anchor.pieces.length < piecesPerTextMax) anchor.learn({ parts: [...parts], ids });
+    return ids;
   }
 
   #plainIds(parts: readonly string[]): Uint32Array {
@@ -109,7 +49,7 @@ export class PromptPieces {
     return ids;
   }
 
-  #encode(parts: readonly Part[]): Uint32Array {
+  #encode(parts: readonly (PromptText | string)[]): Uint32Array {
     if (parts.some((part) => part instanceof PromptText && !isReadAsBytes(part))) {
       return this.#tokenizer.encode(parts.map(characters).join(""));
     }
@@ -120,7 +60,7 @@ export class PromptPieces {
         if (spelled === undefined) throw new Error("the text is of no request");
         this.#grow(at, spelled.at.end - spelled.at.start);
         at = unescape(spelled.bytes, spelled.at.start, spelled.at.end, this.#scratch, at);
-      } else if (typeof part === "string") {
+      } else {
         this.#grow(at, 3 * part.length);
         at += this.#encoder.encodeInto(part, this.#scratch.subarray(at)).written;
       }
@@ -136,9 +76,8 @@ export class PromptPieces {
   }
 }
 
-function characters(part: Part): string {
-  if (part instanceof PromptText) return part.string();
-  return part instanceof LiteralText ? part.text : part;
+function characters(part: PromptText | string): string {
+  return typeof part === "string" ? part : part.string();
 }
 
 /** Whether a text can be taken from the body as bytes: it is spelled there, and no half surrogate pair is. */

@@ -22,7 +22,8 @@ const noteBytes = 120;
  */
 export class PromptText {
   static #count = 0;
-  readonly #id = PromptText.#count++;
+  /** Its number; no other text has it, nor ever gets it. */
+  readonly id = PromptText.#count++;
   /** Makes the text, when it is made of others. */
   readonly #make: (() => string) | undefined;
   readonly #account: TextAccount;
@@ -101,7 +102,7 @@ export class PromptText {
 
   /** This text followed by others (texts or ""), with `separator` between each two. */
   joined(others: readonly (PromptText | "")[], separator: string): PromptText {
-    const ids = others.map((other) => (other === "" ? "" : String(other.#id)));
+    const ids = others.map((other) => (other === "" ? "" : String(other.id)));
     const key = `join ${separator} ${ids.join()}`;
     const known = this.#notes.get(key);
     if (known !== undefined) return known as PromptText;

@@ -46,8 +46,6 @@ function tokenIds(
     case "scanned_chat": {
       if (runtime.tokenizer === undefined) return { reason: missing(runtime) };
       if (runtime.template === undefined) return { reason: "no_chat_template" };
-      const ids = runtime.chats?.read(prompt.chat);
-      if (ids !== undefined) return { ids };
       const chat = prompt.chat.whole();
       return { ids: runtime.tokenizer.encode(rendered(chat, runtime.template)) };
     }
@@ -79,6 +77,10 @@ export function readPrompt(
 ): TokenisedPrompt {
   if (runtime === undefined) {
     return loadOnlyPrompt(prompt.kind === "load_only" ? prompt.reason : "no_tokenizer", bodyBytes);
+  }
+  if (prompt.kind === "scanned_chat" && runtime.tokenizer !== undefined) {
+    const read = runtime.chats?.read(prompt.chat, runtime.root, blockSizeTokens);
+    if (read !== undefined) return { ...read, loadOnly: undefined };
   }
   const read = tokenIds(prompt, runtime);
   if ("reason" in read) return loadOnlyPrompt(read.reason, bodyBytes);

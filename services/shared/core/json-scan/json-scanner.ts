@@ -8,6 +8,9 @@ const classOfByte = new Uint8Array(256);
 for (const byte of new TextEncoder().encode(" \t\n\r")) classOfByte[byte] = 1;
 for (const byte of new TextEncoder().encode("0123456789")) classOfByte[byte] = 2;
 
+/** Whole numbers of so many digits are exact. */
+const digitsMax = 15;
+
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 
 /**
@@ -18,9 +21,9 @@ const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 export class JsonScanner {
   readonly text: TextScanner;
 
-  /** `key`: eight secret 32-bit numbers for the hashes of texts. */
-  constructor(key: Int32Array) {
-    this.text = new TextScanner(key);
+  /** For `key` and `simdSizeMax` see `TextScanner`. */
+  constructor(key: Int32Array, simdSizeMax?: number) {
+    this.text = new TextScanner(key, simdSizeMax);
   }
 
   /** Sets the bytes to read: well-formed UTF-8, which the caller has made sure of. */
@@ -64,6 +67,24 @@ export class JsonScanner {
   colon(from: number): number {
     const at = this.space(from);
     return this.text.bytes[at] === 0x3a ? this.space(at + 1) : notScanned;
+  }
+
+  /** As `parse`; short plain values do not go through a parser. */
+  scalar(from: number, to: number): unknown {
+    const { bytes } = this.text;
+    const first = bytes[from] as number;
+    if (first === 0x74) return true;
+    if (first === 0x66) return false;
+    if (first === 0x6e) return null;
+    if (classOfByte[first] === 2 && to - from <= digitsMax) {
+      let number = 0;
+      for (let i = from; i < to; i++) {
+        if (classOfByte[bytes[i] as number] !== 2) return this.parse(from, to);
+        number = 10 * number + (bytes[i] as number) - 0x30;
+      }
+      return number;
+    }
+    return this.parse(from, to);
   }
 
   /** What `JSON.parse` makes of the value in `[from, to)`, which has been skipped. */

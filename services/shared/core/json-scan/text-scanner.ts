@@ -1,3 +1,9 @@
+import { assembleTextModule, layout } from "./simd-text-module.ts";
+
+/** Largest text that is copied to the vector instructions' memory, bytes; larger ones are read without them. */
+const simdSizeDefault = 16 << 20;
+const pageSize = 1 << 16;
+
 /** What a scanner answers for text that it does not read. */
 export const notScanned = -1;
 
@@ -10,18 +16,25 @@ const isHexDigit = new Uint8Array(256);
 for (const byte of new TextEncoder().encode("0123456789abcdefABCDEF")) isHexDigit[byte] = 1;
 
 /**
- * Reads JSON string literals in UTF-8 bytes four bytes a step, as strictly as `JSON.parse` does, and hashes them. The bytes are known to be well-formed UTF-8.
+ * Reads JSON string literals in UTF-8 bytes as strictly as `JSON.parse` does, and hashes them. The bytes are known to be
+ * well-formed UTF-8.
  *
- * The hash is keyed, 96 bits of it are kept (`lo`, `hi`, `check`): two texts of equal length that nobody crafted meet
+ * The hash is keyed, 96 bits of 128 are kept (`lo`, `hi`, `check`): two texts of equal length that nobody crafted meet
  * in 2⁻⁹⁶, so that a billion texts have one such pair with a chance of 10⁻¹¹. It is that of the literal as it is
- * spelled: one text in two spellings has two hashes. Its lanes are those of the block hash (`block-hash.ts`), keyed by
- * secret multipliers; what rests on it is a routing hint.
+ * spelled: one text in two spellings has two hashes. Its two lanes are multiplied by secret numbers at each step and the
+ * second takes in the first, as in the block hash (`block-hash.ts`); what rests on it is a routing hint.
  */
 export class TextScanner {
   /** The bytes being read. */
   bytes: Uint8Array = new Uint8Array(0);
   #view = new DataView(this.bytes.buffer);
   readonly #key: Int32Array;
+  readonly #memory: SimdMemory;
+  #memoryBytes: Uint8Array;
+  #memoryWords: Int32Array;
+  readonly #module: SimdText;
+  readonly #simdSizeMax: number;
+  #simd = false;
 
   /** Hash of the text read last by `hashedText`. */
   lo = 0;
@@ -32,15 +45,34 @@ export class TextScanner {
   /** Whether it has escapes of surrogates, so that it may hold one half of a pair. */
   surrogates = false;
 
-  /** `key`: eight secret 32-bit numbers. */
-  constructor(key: Int32Array) {
+  /**
+   * `key`: eight secret 32-bit numbers. `simdSizeMax`: up to this many bytes are read with vector instructions, larger
+   * ones without, with the same results but for the hash.
+   */
+  constructor(key: Int32Array, simdSizeMax = simdSizeDefault) {
     this.#key = key;
+    this.#simdSizeMax = simdSizeMax;
+    const { memory, exports } = instantiate(key);
+    this.#memory = memory;
+    this.#module = exports;
+    this.#memoryBytes = new Uint8Array(memory.buffer);
+    this.#memoryWords = new Int32Array(memory.buffer);
   }
 
   /** Sets the bytes to read. */
   load(bytes: Uint8Array): void {
     this.bytes = bytes;
     this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    this.#simd = bytes.length <= this.#simdSizeMax;
+    if (!this.#simd) return;
+    const size = layout.text + bytes.length + layout.padding;
+    if (size > this.#memoryBytes.length) {
+      this.#memory.grow(Math.ceil((size - this.#memoryBytes.length) / pageSize));
+      this.#memoryBytes = new Uint8Array(this.#memory.buffer);
+      this.#memoryWords = new Int32Array(this.#memory.buffer);
+    }
+    this.#memoryBytes.set(bytes, layout.text);
+    this.#memoryBytes.fill(0, size - layout.padding, size);
   }
 
   /** Index of the quote that ends the literal whose first byte is at `from`; `notScanned` when it is malformed. */
@@ -88,6 +120,14 @@ export class TextScanner {
 
   /** As `text`; also hashes the literal into `lo`, `hi` and `check`. */
   hashedText(from: number): number {
+    if (this.#simd) {
+      const quote = this.#module.text(from + layout.text);
+      if (quote < 0) return notScanned;
+      this.escaped = this.#memoryWords[layout.escaped / 4] !== 0;
+      this.surrogates = this.#memoryWords[layout.surrogates / 4] !== 0;
+      this.#takeHash();
+      return quote - layout.text;
+    }
     const end = this.text(from);
     if (end >= 0) this.hashRange(from, end);
     return end;
@@ -95,6 +135,11 @@ export class TextScanner {
 
   /** Hashes the bytes of `[from, to)`, whatever they are, into `lo`, `hi` and `check`. */
   hashRange(from: number, to: number): void {
+    if (this.#simd) {
+      this.#module.hash(from + layout.text, to + layout.text);
+      this.#takeHash();
+      return;
+    }
     const view = this.#view;
     const key = this.#key;
     const ka = (key[0] as number) | 1;
@@ -115,6 +160,13 @@ export class TextScanner {
       d = Math.imul(d ^ c, kd);
     }
     this.#finish(a, b, c, d, from, at, to);
+  }
+
+  #takeHash(): void {
+    const words = this.#memoryWords;
+    this.lo = words[layout.hash / 4] as number;
+    this.hi = words[layout.hash / 4 + 1] as number;
+    this.check = words[layout.hash / 4 + 2] as number;
   }
 
   /** Takes in the last bytes of a text, fewer than eight, and its length. */
@@ -187,4 +239,46 @@ function specialBytes(word: number): number {
     ~word &
     0x80808080
   );
+}
+
+/** Exports of the module of vector instructions. */
+interface SimdText {
+  readonly text: (at: number) => number;
+  readonly hash: (from: number, to: number) => number;
+}
+
+interface SimdMemory {
+  readonly buffer: ArrayBuffer;
+  grow(pages: number): number;
+}
+
+/** The part of WebAssembly that is used; the language's own declarations have none of it without a browser's. */
+interface WebAssemblyApi {
+  readonly Module: new (bytes: Uint8Array<ArrayBuffer>) => object;
+  readonly Memory: new (options: { readonly initial: number }) => SimdMemory;
+  readonly Instance: new (
+    module: object,
+    imports: { readonly env: { readonly memory: SimdMemory } },
+  ) => { readonly exports: unknown };
+}
+
+let compiled: object | undefined;
+
+function instantiate(key: Int32Array): {
+  readonly memory: SimdMemory;
+  readonly exports: SimdText;
+} {
+  const { WebAssembly } = globalThis as unknown as { readonly WebAssembly: WebAssemblyApi };
+  compiled ??= new WebAssembly.Module(assembleTextModule());
+  const memory = new WebAssembly.Memory({ initial: 1 });
+  const { exports } = new WebAssembly.Instance(compiled, { env: { memory } });
+  const bytes = new Uint8Array(memory.buffer);
+  const words = new Int32Array(memory.buffer);
+  words.set(key.subarray(0, 8), layout.key / 4);
+  // Multipliers are odd.
+  words[layout.key / 4] = (key[0] as number) | 1;
+  words[layout.key / 4 + 2] = (key[2] as number) | 1;
+  bytes.fill(0xff, layout.tailMask, layout.tailMask + 16);
+  bytes.set(isHexDigit, layout.hexDigits);
+  return { memory, exports: exports as SimdText };
 }

@@ -1,12 +1,11 @@
 import { FusedBpe } from "./fused-bpe.ts";
 import { parseTokenizerJson } from "./tokenizer-json.ts";
-import type { Tokenizer } from "./tokenizer.ts";
 
 /**
  * Builds a tokenizer from the bytes of a Hugging Face `tokenizer.json`. Takes a few hundred ms for a
  * vocabulary of 150 000: servers build the tables in a worker thread instead (`loadTokenizer`).
  * Throws `invalid_request` naming what is malformed or unsupported.
  */
-export function buildTokenizer(tokenizerJson: Uint8Array): Tokenizer {
+export function buildTokenizer(tokenizerJson: Uint8Array): FusedBpe {
   return new FusedBpe(parseTokenizerJson(tokenizerJson));
 }
