@@ -59,6 +59,42 @@ async function setFault(engine: number, fault: Readonly<Record<string, unknown>>
   expect(response.status).toBe(200);
 }
 
+describe("the form of a request", () => {
+  test.each([
+    ["GET", chatPath, "POST"],
+    ["DELETE", chatPath, "POST"],
+    ["OPTIONS", textPath, "POST"],
+    ["DELETE", "/v1/models", "GET, HEAD"],
+  ])("%s %s is answered 405 with the methods that there are", async (method, path, allow) => {
+    const answer = await sendExchange({ url: mesh.url, framing: "http1-length", method, path });
+    expect([answer.status, answer.headers.get("allow")]).toEqual([405, allow]);
+    expect(readError(answer)).toMatchObject({ code: "invalid_request" });
+  });
+
+  test("an encoded body is answered 415, and its encoding named", async () => {
+    const body = { model: mesh.model, messages };
+    const answer = await post(chatPath, body, [["content-encoding", "gzip"]]);
+    expect(answer.status).toBe(415);
+    expect(readError(answer).message).toContain('content-encoding "gzip"');
+  });
+
+  test("one model can be asked for by its id", async () => {
+    const get = (id: string) =>
+      sendExchange({
+        url: mesh.url,
+        framing: "http1-length",
+        method: "GET",
+        path: `/v1/models/${id}`,
+      });
+    const known = await get(mesh.model);
+    expect(known.status).toBe(200);
+    expect(JSON.parse(known.body.toString())).toMatchObject({ id: mesh.model, object: "model" });
+    const unknown = await get("nobody/knows");
+    expect(unknown.status).toBe(404);
+    expect(readError(unknown)).toMatchObject({ code: "model_not_found" });
+  });
+});
+
 describe("a body that cannot be served", () => {
   test.each([
     ["no JSON", chatPath, "hello", undefined],

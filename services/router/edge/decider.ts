@@ -14,6 +14,7 @@ import { answerFormOf } from "../core/openai/answer-form.ts";
 import { BodyReader } from "../core/openai/body-reader.ts";
 import type { OpenAiRequest } from "../core/openai/openai-request.ts";
 import { readTruncatedRequest } from "../core/openai/truncated-request.ts";
+import { findWrongForm, modelsQuestion } from "../core/openai/request-form.ts";
 import { refuseHopelessLength } from "../core/prompt/prompt-size.ts";
 import { readPrompt, type TokenisedPrompt } from "../core/prompt/read-prompt.ts";
 import type { PlaceInput, RouterCore } from "../core/router-core.ts";
@@ -81,7 +82,10 @@ export class Decider implements RequestDecider {
     let waiting: WaitingDecision | undefined;
     let made: Answer | undefined;
     try {
-      if (context.method === "GET" || context.method === "HEAD") {
+      made = this.#wrongForm(request, context, spans);
+      if (made !== undefined) {
+        // Nothing else of it is looked at.
+      } else if (context.method === "GET" || context.method === "HEAD") {
         made = this.#headersOnly(context, spans, answer);
       } else waiting = this.#route(request, context, spans, answer);
     } catch (error) {
@@ -141,15 +145,36 @@ export class Decider implements RequestDecider {
     });
   }
 
+  /** Refuses what no body could make good; `undefined` when there is nothing to refuse. */
+  #wrongForm(
+    request: ExchangeRequest,
+    context: RequestContext,
+    spans: RouteSpans,
+  ): ImmediateAnswer | undefined {
+    const wrong = findWrongForm({
+      method: context.method,
+      path: context.path,
+      contentType: request.headers.get("content-type"),
+      contentEncoding: request.headers.get("content-encoding"),
+    });
+    if (wrong === undefined) return undefined;
+    const { status, message, allow } = wrong;
+    const answer = this.#refuse(new MeshError("invalid_request", message), context, spans);
+    const headers = allow === undefined ? [] : [["allow", allow] as const];
+    return { ...answer, status, headers: [...answer.headers, ...headers] };
+  }
+
   /** `undefined` when the answer is given, or will be, by `answer`. */
   #headersOnly(
     context: RequestContext,
     spans: RouteSpans,
     answer: (answer: Answer) => void,
   ): Answer | undefined {
-    if (/\/v1\/models\/?$/.test(context.path.split("?", 1)[0] ?? "")) {
+    const question = modelsQuestion(context.path);
+    if (question !== undefined) {
+      const answer = this.#models(question.id);
       spans.answered("models", context.requestId);
-      return this.#models();
+      return answer;
     }
     this.#route(
       { headers: noHeaders, body: [], bodyBytes: 0, truncated: false },
@@ -160,7 +185,8 @@ export class Decider implements RequestDecider {
     return undefined;
   }
 
-  #models(): ImmediateAnswer {
+  /** The models that are served, or the one of that id. Throws `model_not_found`. */
+  #models(only: string | undefined): ImmediateAnswer {
     const created = Math.floor(this.#d.clock.wallUnixUs() / 1_000_000);
     const byModel = new Map<string, { id: string; max: number | undefined; root: string }>();
     for (const member of this.#d.core.members.all()) {
@@ -178,11 +204,13 @@ export class Decider implements RequestDecider {
       root,
       max_model_len: max,
     }));
+    const one = data.find(({ id }) => id === only);
+    if (only !== undefined && one === undefined) throw this.#notServed(only);
     return {
       kind: "immediate",
       status: 200,
       headers: [["content-type", "application/json"]],
-      body: JSON.stringify({ object: "list", data }),
+      body: JSON.stringify(one ?? { object: "list", data }),
       details: "kvmesh_models",
       grpcStatus: 0,
     };
@@ -264,9 +292,15 @@ export class Decider implements RequestDecider {
         retryAfterMs: retryAfterDefaultMs,
       });
     }
-    throw new MeshError(
+    throw this.#notServed(model);
+  }
+
+  #notServed(model: string): MeshError {
+    const known = [...new Set([...this.#d.core.members.all()].flatMap((m) => m.models))].sort();
+    const served = known.length === 0 ? "no worker has joined yet" : `served: ${known.join(", ")}`;
+    return new MeshError(
       "model_not_found",
-      `model ${JSON.stringify(model)} is not served here; served: ${known.join(", ")}`,
+      `model ${JSON.stringify(model.slice(0, 256))} is not served here; ${served}`,
       { field: "model" },
     );
   }

@@ -12,6 +12,7 @@ export const requestHeaderNames = [
   ...hintHeaders.session,
   ":method",
   ":path",
+  "content-encoding",
   "content-length",
   "content-type",
   "traceparent",
