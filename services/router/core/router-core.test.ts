@@ -1,4 +1,4 @@
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 
 import {
   at,
@@ -14,6 +14,8 @@ import { workerId, type WorkerId } from "../../shared/core/ids.ts";
 import { prefillMs, type StepModel } from "../../shared/core/step-model.ts";
 import type { Decision } from "./decisions/decision.ts";
 import type { PlaceInput, RouterCore } from "./router-core.ts";
+import { Admission } from "./admission/admission.ts";
+import { readHints } from "./admission/request-hints.ts";
 
 const w0 = workerId("w0");
 const w1 = workerId("w1");
@@ -584,6 +586,32 @@ describe("what the access log says", () => {
       expect(core.book.openCount).toBe(0);
     },
   );
+
+  test("charges the decode of an answer that came whole as if its first token had come as predicted", () => {
+    const correct = vi.spyOn(Admission.prototype, "correct");
+    const chargeOf = (answer: "stream" | "whole"): number => {
+      const core = twoWorkers();
+      let placed: Decision | undefined;
+      const decided = (decision: Decision): void => {
+        placed = decision;
+      };
+      const input = placeInput({ hashes: none, answer });
+      core.placeInTurn(
+        { input, hints: readHints(() => undefined, undefined), bytes: 0, decided },
+        at(10),
+      );
+      const { id = "", workerId, candidates = [] } = placed ?? {};
+      const ttftMs = answer === "whole" ? 900 : (candidates[0]?.predictedTtftMs ?? 0);
+      const record = servedRecord(workerId === w0 ? 0 : 1, { ttftMs, durationMs: 900 });
+      core.served(id, record, at(910));
+      return correct.mock.lastCall?.[2] ?? Number.NaN;
+    };
+    const [streamed, whole] = [chargeOf("stream"), chargeOf("whole")];
+    expect(correct).toHaveBeenCalledTimes(2);
+    expect(whole).not.toBe(0);
+    expect(whole).toBeCloseTo(streamed, 6);
+    correct.mockRestore();
+  });
 
   test("knows that a prompt without a full block had nothing cached", () => {
     const core = twoWorkers();
