@@ -1,13 +1,16 @@
 import { BodyScanner, type ScannedFields } from "./body-scanner.ts";
 import {
   isObject,
-  kindOf,
   optionalCount,
   optionalFlag,
+  readChoices,
   readModel,
-  readOpenAiRequest,
   readSession,
   readStream,
+} from "./body-fields.ts";
+import {
+  kindOf,
+  readOpenAiRequest,
   type OpenAiPrompt,
   type OpenAiRequest,
 } from "./openai-request.ts";
@@ -47,7 +50,7 @@ export class BodyReader {
   /** Reads a body for placement; see `readOpenAiRequest`, which also says what is refused. */
   read(path: string, bytes: Uint8Array, contentType?: string): OpenAiRequest {
     const kind = kindOf(path);
-    if (kind !== "other") {
+    if (kind === "chat" || kind === "completions") {
       const request = this.#scan(kind, bytes);
       if (request !== undefined) {
         this.#scanned++;
@@ -68,7 +71,8 @@ export class BodyReader {
         optionalCount(plain, "max_completion_tokens") ?? optionalCount(plain, "max_tokens");
       const prompt = kind === "chat" ? chatOf(bytes, fields) : promptOf(bytes, fields);
       if (prompt === undefined) return undefined;
-      return { kind, model, tokensMax, ...readSession(plain), ...readStream(plain), prompt };
+      const hints = { ...readSession(plain), ...readStream(plain), ...readChoices(plain) };
+      return { kind, model, tokensMax, ...hints, prompt };
     } catch (error) {
       // Which of several faults is named is for the judge to say.
       if (error instanceof MeshError) return undefined;

@@ -9,7 +9,6 @@ const plainFields: ReadonlySet<string> = new Set([
   "model",
   "max_tokens",
   "max_completion_tokens",
-  "max_output_tokens",
   "add_generation_prompt",
   "continue_final_message",
   "chat_template_kwargs",
@@ -18,6 +17,7 @@ const plainFields: ReadonlySet<string> = new Set([
   "user",
   "stream",
   "n",
+  "best_of",
 ]);
 
 /** Fields of a message that a template may see, besides role and content. */

@@ -115,7 +115,7 @@ describe("what a request asks", () => {
     ["embeddings", () => completion({ prompt: null, prompt_embeds: "AAAA" }), "prompt_embeddings"],
     [
       "another path",
-      () => readOpenAiRequest("/v1/embeddings", bytes({ model: "m", input: "x" })),
+      () => readOpenAiRequest("/v1/rerank", bytes({ model: "m", query: "x" })),
       "other_path",
     ],
     ["no body", () => readOpenAiRequest("/v1/anything", new Uint8Array(0)), "no_body"],
@@ -134,8 +134,8 @@ describe("what a request asks", () => {
   });
 
   test("another path may name its model; chat and completions must", () => {
-    expect(readOpenAiRequest("/v1/embeddings", bytes({ model: "m" })).model).toBe("m");
-    expect(readOpenAiRequest("/v1/embeddings", bytes({})).model).toBeUndefined();
+    expect(readOpenAiRequest("/v1/rerank", bytes({ model: "m" })).model).toBe("m");
+    expect(readOpenAiRequest("/v1/rerank", bytes({})).model).toBeUndefined();
   });
 
   test("the query and a last slash are no part of the path", () => {

@@ -1,10 +1,27 @@
 import { MeshError } from "../../../shared/core/errors.ts";
+import {
+  isObject,
+  isTokenList,
+  optionalCount,
+  optionalFlag,
+  readChoices,
+  readModel,
+  readSession,
+  readStream,
+  refuse,
+  type Body,
+} from "./body-fields.ts";
+import { readEmbeddingsInput } from "./embeddings-input.ts";
 import { reservedFields } from "./reserved-fields.ts";
+import { readResponsesInput } from "./responses-input.ts";
 import type { ChatPrompt, ScannedChat, ScannedPrompt } from "./scanned-body.ts";
+
+/** What a path asks for. */
+export type RequestKind = "chat" | "completions" | "responses" | "embeddings" | "other";
 
 /** What a request asks, as far as placement needs it. */
 export interface OpenAiRequest {
-  readonly kind: "chat" | "completions" | "other";
+  readonly kind: RequestKind;
   /** Model or adapter name; `undefined` when the body names none (other paths only). */
   readonly model: string | undefined;
   /** Limit of the answer, tokens; `undefined` when not limited. */
@@ -13,12 +30,16 @@ export interface OpenAiRequest {
   readonly session?: string;
   /** Whether the answer is to come token by token; absent when the body does not say so for certain. */
   readonly stream?: boolean;
+  /** How many answers are asked for, each with a decode of its own; absent means one. */
+  readonly choices?: number;
   readonly prompt: OpenAiPrompt;
 }
 
 /** Where the prompt's tokens come from. */
 export type OpenAiPrompt =
   | { readonly kind: "text"; readonly text: string }
+  /** Several in one request, as for embeddings: the first decides what is cached, all of them are work. */
+  | { readonly kind: "texts"; readonly texts: readonly string[] }
   | { readonly kind: "tokens"; readonly ids: readonly number[] }
   | { readonly kind: "chat"; readonly chat: ChatPrompt }
   /** The same two, not yet taken out of the body. */
@@ -34,6 +55,8 @@ export type LoadOnlyReason =
   | "body_truncated"
   | "multimodal"
   | "custom_template"
+  /** A conversation, or a part of it, that only the engine has. */
+  | "stored_conversation"
   | "prompt_embeddings"
   | "no_tokenizer"
   | "no_chat_template"
@@ -44,20 +67,11 @@ const depthMax = 64;
 
 const chatPath = /\/v1\/chat\/completions\/?$/;
 const completionsPath = /\/v1\/completions\/?$/;
+const responsesPath = /\/v1\/responses\/?$/;
+const embeddingsPath = /\/v1\/embeddings\/?$/;
 
 /** Bodies that engines read as JSON: by their type, or when they name none. */
 const jsonType = /^[^;]*\bjson\b/i;
-
-function refuse(field: string, message: string): never {
-  throw new MeshError("invalid_request", `${field}: ${message}`, { field });
-}
-
-type Body = Readonly<Record<string, unknown>>;
-
-/** Whether a value is a JSON object. */
-export function isObject(value: unknown): value is Body {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
 
 /** Index of the quote that ends the string begun at `from`, or −1. Jumps from quote to quote: text is long, quotes few. */
 function stringEnd(text: string, from: number): number {
@@ -107,35 +121,6 @@ function parseJson(text: string): Body {
   }
   if (!isObject(value)) throw new MeshError("invalid_request", "the body must be a JSON object");
   return value;
-}
-
-/** A whole number of at least 1, or nothing; anything else is refused. */
-export function optionalCount(body: Body, field: string): number | undefined {
-  const value = body[field];
-  if (value === undefined || value === null) return undefined;
-  if (typeof value !== "number" || !Number.isInteger(value) || value < 1) {
-    refuse(field, `must be a whole number of at least 1, got ${JSON.stringify(value)}`);
-  }
-  return value;
-}
-
-/** A truth, `fallback` for none; anything else is refused. */
-export function optionalFlag(body: Body, field: string, fallback: boolean): boolean {
-  const value = body[field];
-  if (value === undefined || value === null) return fallback;
-  if (typeof value !== "boolean") refuse(field, "must be true or false");
-  return value;
-}
-
-/** The model that a body names; refused when it is no name, or absent though `required`. */
-export function readModel(body: Body, required: boolean): string | undefined {
-  const model = body["model"];
-  if (model === undefined || model === null) {
-    if (required) refuse("model", "is required");
-    return undefined;
-  }
-  if (typeof model !== "string" || model === "") refuse("model", "must be a non-empty string");
-  return model;
 }
 
 /** A content part that is not text, or `undefined`; wrong types are refused. */
@@ -190,12 +175,6 @@ function readChat(body: Body): OpenAiPrompt {
   return { kind: "chat", chat };
 }
 
-function isTokenList(value: readonly unknown[]): value is readonly number[] {
-  return value.every(
-    (id) => typeof id === "number" && Number.isInteger(id) && id >= 0 && id < 2 ** 32,
-  );
-}
-
 function readPrompt(body: Body): OpenAiPrompt {
   const prompt: unknown = body["prompt"];
   if (prompt === undefined || prompt === null) {
@@ -219,21 +198,6 @@ function readPrompt(body: Body): OpenAiPrompt {
   refuse("prompt", "must be a string, a list of strings, a list of token ids or a list of those");
 }
 
-/** A session is a hint, so that anything but text counts as none. */
-export function readSession(body: Body): { readonly session?: string } {
-  for (const field of ["prompt_cache_key", "user"]) {
-    const value = body[field];
-    if (typeof value === "string" && value !== "") return { session: value };
-  }
-  return {};
-}
-
-/** Engines read some other values as truths too, so that those leave it open. */
-export function readStream(body: Body): { readonly stream?: boolean } {
-  const value = body["stream"] ?? false;
-  return typeof value === "boolean" ? { stream: value } : {};
-}
-
 function checkReserved(body: Body): void {
   for (const field of Object.keys(body)) {
     if (reservedFields.has(field)) {
@@ -243,15 +207,18 @@ function checkReserved(body: Body): void {
 }
 
 /** What a path asks for. */
-export function kindOf(path: string): OpenAiRequest["kind"] {
+export function kindOf(path: string): RequestKind {
   const route = path.split("?", 1)[0] ?? "";
-  return chatPath.test(route) ? "chat" : completionsPath.test(route) ? "completions" : "other";
+  if (chatPath.test(route)) return "chat";
+  if (completionsPath.test(route)) return "completions";
+  if (responsesPath.test(route)) return "responses";
+  return embeddingsPath.test(route) ? "embeddings" : "other";
 }
 
 /**
  * Reads a body for placement. Throws `invalid_request` with the field for anything that could not be served:
- * bad UTF-8, malformed JSON, wrong types, reserved fields. Unknown fields pass. Other paths than chat and completions
- * may carry something else than JSON, such as an audio upload, if `contentType` says so; it is not looked into.
+ * bad UTF-8, malformed JSON, wrong types, reserved fields. Unknown fields pass. Paths that are not known here may
+ * carry something else than JSON, such as an audio upload, if `contentType` says so; it is not looked into.
  */
 export function readOpenAiRequest(
   path: string,
@@ -277,18 +244,32 @@ export function readOpenAiRequest(
   }
   const body = parseJson(decodeUtf8(bytes));
   checkReserved(body);
-  const model = readModel(body, kind !== "other");
-  const tokensMax =
-    kind === "other"
-      ? undefined
-      : (optionalCount(body, "max_completion_tokens") ?? optionalCount(body, "max_tokens"));
-  const session = readSession(body);
+  const model = readModel(body, kind === "chat" || kind === "completions");
+  const hints = { ...readSession(body), ...readStream(body), ...readChoices(body) };
   switch (kind) {
     case "chat":
-      return { kind, model, tokensMax, ...session, ...readStream(body), prompt: readChat(body) };
+      return { kind, model, tokensMax: chatTokensMax(body), ...hints, prompt: readChat(body) };
     case "completions":
-      return { kind, model, tokensMax, ...session, ...readStream(body), prompt: readPrompt(body) };
+      return { kind, model, tokensMax: chatTokensMax(body), ...hints, prompt: readPrompt(body) };
+    case "responses": {
+      const tokensMax = optionalCount(body, "max_output_tokens");
+      return { kind, model, tokensMax, ...hints, prompt: readResponsesInput(body) };
+    }
+    case "embeddings": {
+      // Nothing is decoded.
+      const prompt = "messages" in body ? readChat(body) : readEmbeddingsInput(body);
+      return { kind, model, tokensMax: 1, ...readSession(body), prompt };
+    }
     case "other":
-      return { kind, model, tokensMax, prompt: { kind: "load_only", reason: "other_path" } };
+      return {
+        kind,
+        model,
+        tokensMax: undefined,
+        prompt: { kind: "load_only", reason: "other_path" },
+      };
   }
+}
+
+function chatTokensMax(body: Body): number | undefined {
+  return optionalCount(body, "max_completion_tokens") ?? optionalCount(body, "max_tokens");
 }

@@ -1,5 +1,6 @@
 import { MeshError } from "../../../shared/core/errors.ts";
-import { isObject, type OpenAiPrompt } from "../openai/openai-request.ts";
+import { isObject } from "../openai/body-fields.ts";
+import type { OpenAiPrompt } from "../openai/openai-request.ts";
 import { spelled, type ScannedText } from "../openai/scanned-body.ts";
 import type { PromptTokenizer } from "./model-runtime.ts";
 
@@ -38,6 +39,8 @@ function* certainTexts(prompt: OpenAiPrompt): Generator<string> {
         for (const text of texts) yield spelled(prompt.chat.bytes, text as ScannedText);
       }
       break;
+    // Several texts are several prompts.
+    case "texts":
     case "tokens":
     case "load_only":
       break;

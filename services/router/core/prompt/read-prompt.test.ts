@@ -59,6 +59,15 @@ describe("readPrompt", () => {
     });
   });
 
+  test("hashes the first of several texts and counts them all", () => {
+    const texts = ["x".repeat(20), "y".repeat(7)];
+    expect(readPrompt({ kind: "texts", texts }, 0, runtime(), 16)).toEqual({
+      tokens: 27,
+      hashes: hashBlocks(root, new Uint32Array(20).fill(120), 16),
+      loadOnly: undefined,
+    });
+  });
+
   test("renders a chat with everything that its template takes", () => {
     const rendered = JSON.stringify([
       chat.messages,

@@ -34,6 +34,10 @@ function tokenIds(
     case "text":
       if (runtime.tokenizer === undefined) return { reason: missing(runtime) };
       return { ids: runtime.tokenizer.encode(prompt.text) };
+    case "texts":
+      // Only the first is hashed.
+      if (runtime.tokenizer === undefined) return { reason: missing(runtime) };
+      return { ids: runtime.tokenizer.encode(prompt.texts[0] ?? "") };
     case "chat": {
       if (runtime.tokenizer === undefined) return { reason: missing(runtime) };
       if (runtime.template === undefined) return { reason: "no_chat_template" };
@@ -61,6 +65,10 @@ function rendered(chat: ChatPrompt, template: PromptTemplate): string {
   });
 }
 
+function lengthOf(texts: readonly string[], { tokenizer }: ModelRuntime): number {
+  return texts.reduce((tokens, text) => tokens + (tokenizer?.encode(text).length ?? 0), 0);
+}
+
 function missing(runtime: ModelRuntime): LoadOnlyReason {
   return runtime.unsupported ? "unsupported_tokenizer" : "no_tokenizer";
 }
@@ -84,8 +92,9 @@ export function readPrompt(
   }
   const read = tokenIds(prompt, runtime);
   if ("reason" in read) return loadOnlyPrompt(read.reason, bodyBytes);
+  const more = prompt.kind === "texts" ? lengthOf(prompt.texts.slice(1), runtime) : 0;
   return {
-    tokens: read.ids.length,
+    tokens: read.ids.length + more,
     hashes: hashBlocks(runtime.root, read.ids, blockSizeTokens),
     loadOnly: undefined,
   };
