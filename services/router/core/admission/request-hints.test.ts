@@ -1,3 +1,5 @@
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { describe, expect, test } from "vitest";
 import { classFor, readHints } from "./request-hints.ts";
 
@@ -33,6 +35,25 @@ describe("readHints", () => {
 
   test("cuts names that are too long", () => {
     expect(read({ "x-kvmesh-tenant": "t".repeat(10_000) }).tenant).toHaveLength(128);
+  });
+
+  test("keeps nothing of the text that a name was cut from", () => {
+    setFlagsFromString("--expose-gc");
+    const collect = runInNewContext("gc") as () => void;
+    const heapUsed = (): number => {
+      collect();
+      return process.memoryUsage().heapUsed;
+    };
+    const before = heapUsed();
+    const kept: string[] = [];
+    for (let i = 0; i < 400; i++) {
+      // A text of its own, as the parser of a body makes it.
+      const text = Buffer.alloc(100_000, `user ${i} `).toString("latin1");
+      kept.push(read({}, text).session, read({ "x-kvmesh-tenant": text }).tenant);
+    }
+    const keptBytes = heapUsed() - before;
+    expect(new Set(kept).size).toBe(400);
+    expect(keptBytes).toBeLessThan(5_000_000);
   });
 });
 

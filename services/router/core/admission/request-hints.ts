@@ -39,13 +39,24 @@ const noHints: RequestHints = {
   itlMs: undefined,
 };
 
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+
+/**
+ * A name of at most `nameLengthMax` characters that shares no memory with the text it was cut from: engines keep a cut
+ * string as a view that holds the whole text, which for a field of a body may be megabytes for as long as the name lives.
+ */
+function ownName(text: string): string {
+  return decoder.decode(encoder.encode(text.slice(0, nameLengthMax)));
+}
+
 function firstOf(
   get: (name: string) => string | undefined,
   names: readonly string[],
 ): string | undefined {
   for (const name of names) {
     const value = get(name);
-    if (value !== undefined && value !== "") return value.slice(0, nameLengthMax);
+    if (value !== undefined && value !== "") return ownName(value);
   }
   return undefined;
 }
@@ -67,7 +78,7 @@ export function readHints(
 ): RequestHints {
   const tenant = firstOf(get, hintHeaders.tenant);
   const priority = firstOf(get, hintHeaders.priority);
-  const session = firstOf(get, hintHeaders.session) ?? body?.session.slice(0, nameLengthMax) ?? "";
+  const session = firstOf(get, hintHeaders.session) ?? ownName(body?.session ?? "");
   const ttftMs = milliseconds(firstOf(get, hintHeaders.ttft));
   const itlMs = milliseconds(firstOf(get, hintHeaders.itl));
   if (

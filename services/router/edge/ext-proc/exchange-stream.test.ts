@@ -365,3 +365,16 @@ describe("what the decider is told", () => {
     ]);
   });
 });
+
+test.each([
+  ["short", "r".repeat(256), true],
+  ["too long to keep", "r".repeat(257), false],
+  ["empty", "", false],
+])("a request id that is %s", (_, id, isKept) => {
+  const stream = open();
+  stream.receive(headers("buffered", { "x-request-id": id }));
+  stream.receive(body("x"));
+  const requestId = decider.seen[0]?.context.requestId;
+  if (isKept) expect(requestId).toBe(id);
+  else expect(requestId).toMatch(/^[0-9a-f-]{36}$/);
+});

@@ -226,7 +226,7 @@ export class ExchangeStream {
     const context = {
       method: headers.get(":method") ?? "",
       path: headers.get(":path") ?? "",
-      requestId: headers.get("x-request-id") ?? randomUUID(),
+      requestId: requestIdOf(headers),
       parent,
       link,
       subset: this.#subset,
@@ -285,4 +285,13 @@ export class ExchangeStream {
     this.#d.metrics.extProcStreams.dec();
     this.#d.metrics.extProcEnds.inc({ end: how });
   }
+}
+
+/** Longest request id that is kept, characters: thousands of them are, and a client may choose them. */
+const requestIdLengthMax = 256;
+
+/** A request's id; a fresh one for a request that has none, or one too long to keep. */
+function requestIdOf(headers: RequestHeaders): string {
+  const id = headers.get("x-request-id") ?? "";
+  return id === "" || id.length > requestIdLengthMax ? randomUUID() : id;
 }
