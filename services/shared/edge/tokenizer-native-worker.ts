@@ -2,6 +2,7 @@
 import { parentPort, workerData } from "node:worker_threads";
 import type { Tokenizer } from "tokenizers";
 import { withoutControlTokens } from "./tokenizer-control-tokens.ts";
+import type { EncodeOrder, TokenizerThreadMessage } from "./tokenizer-thread.ts";
 
 /** What the thread is given. */
 export interface NativeTokenizerJob {
@@ -9,25 +10,9 @@ export interface NativeTokenizerJob {
   readonly json: Uint8Array<SharedArrayBuffer>;
 }
 
-/** One text to encode. */
-export interface NativeEncodeOrder {
-  readonly id: number;
-  /** UTF-8; malformed bytes read as U+FFFD. */
-  readonly text: Uint8Array<ArrayBuffer>;
-  /** Whether control tokens in the text are recognised. */
-  readonly special: boolean;
-}
-
-/** What the thread says: once `ready` or `refused`, then one `encoded` or `failed` for each order. */
-export type NativeTokenizerMessage =
-  | { readonly kind: "ready"; readonly prefixIds: readonly number[] }
-  | { readonly kind: "refused"; readonly message: string }
-  | { readonly kind: "encoded"; readonly id: number; readonly ids: Uint32Array<ArrayBuffer> }
-  | { readonly kind: "failed"; readonly id: number; readonly message: string };
-
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 
-function post(message: NativeTokenizerMessage, transfer: ArrayBuffer[] = []): void {
+function post(message: TokenizerThreadMessage, transfer: ArrayBuffer[] = []): void {
   parentPort?.postMessage(message, transfer);
 }
 
@@ -64,10 +49,11 @@ async function run(job: NativeTokenizerJob): Promise<void> {
     const whole = await idsOf(tokenizer, "a", true);
     prefixIds = whole.slice(0, Math.max(0, whole.indexOf(plain[0] ?? -1)));
   } catch (error) {
-    post({ kind: "refused", message: messageOf(error) });
+    const message = `the native package cannot read tokenizer.json: ${messageOf(error)}`;
+    post({ kind: "refused", message });
     return;
   }
-  parentPort?.on("message", (order: NativeEncodeOrder) => {
+  parentPort?.on("message", (order: EncodeOrder) => {
     const chosen = order.special ? tokenizer : ordinary;
     idsOf(chosen, decoder.decode(order.text), false).then(
       (ids) => {
