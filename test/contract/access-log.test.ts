@@ -341,12 +341,17 @@ describe("accounting", () => {
     );
   });
 
-  test("times to first token count for successes only", async () => {
+  test("times to first token count for streamed successes only", async () => {
+    const placed = (answer: "stream" | "whole" | ""): string =>
+      owner.core.place(placeInput({ answer }), realClock.now()).id;
+    owner.outcomes.record(accessRecord({ decisionId: placed("stream") }));
+    owner.outcomes.record(accessRecord({ decisionId: placed("stream"), status: 500 }));
+    owner.outcomes.record(accessRecord({ decisionId: placed("stream"), ttftMs: 0 }));
+    owner.outcomes.record(accessRecord({ decisionId: placed("whole") }));
+    owner.outcomes.record(accessRecord({ decisionId: placed("") }));
     owner.outcomes.record(accessRecord());
-    owner.outcomes.record(accessRecord({ status: 500 }));
-    owner.outcomes.record(accessRecord({ ttftMs: 0 }));
     expect([await owner.metric("ttftSeconds"), await owner.metric("requestSeconds")]).toEqual([
-      1, 3,
+      1, 6,
     ]);
   });
 });
