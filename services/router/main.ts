@@ -165,6 +165,10 @@ async function startRouter(config: Config): Promise<RunningService> {
     instance,
     epoch,
     blockSizeTokens,
+    allowedCidrs: cidrs(config.workers.allowedCidrs),
+    onRefused: (what) => {
+      metrics.peerRefused.inc({ what });
+    },
     settle,
   });
   const membership = createMembershipService({

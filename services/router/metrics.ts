@@ -232,6 +232,12 @@ export const routerMetrics = {
     help: "Messages to peers dropped because a link was full; a snapshot follows.",
     labels: [],
   },
+  peerRefused: {
+    name: "kvmesh_router_peer_refused_total",
+    kind: "counter",
+    help: "What peers said and this router did not take: hello, notice (of a member), message.",
+    labels: ["what"],
+  },
   callersRefused: {
     name: "kvmesh_router_callers_refused_total",
     kind: "counter",

@@ -182,7 +182,17 @@ async function startRouter(
     messageBytesMax: 1_048_576,
     reflection: false,
   });
-  server.add(PeerDefinition, new PeerService({ ...shared, core, outcomes, settle }).service);
+  const peerService = new PeerService({
+    ...shared,
+    core,
+    outcomes,
+    settle,
+    allowedCidrs: loopback === undefined ? [] : [loopback],
+    onRefused: (what) => {
+      metrics.peerRefused.inc({ what });
+    },
+  });
+  server.add(PeerDefinition, peerService.service);
   port = await listen(server.server, "127.0.0.1", 0);
   return {
     core,

@@ -95,6 +95,27 @@ async function connect(service: PeerServer, snapshot: PeerSnapshot): Promise<voi
   links.start();
 }
 
+/** Router r0, which r1 dials; `refused` collects what it does not take. */
+function peerService(core: RouterCore, clock: Clock, refused: string[] = []): PeerService {
+  return new PeerService({
+    core,
+    outcomes: {} as unknown as AccessOutcomes,
+    keys,
+    clock,
+    log,
+    instance: "r0",
+    epoch: 2,
+    blockSizeTokens: 16,
+    allowedCidrs: [parseCidr("127.0.0.0/8")].flatMap((cidr) => cidr ?? []),
+    onRefused: (what) => {
+      refused.push(what);
+    },
+    settle: () => {
+      core.takeEffects();
+    },
+  });
+}
+
 /** A peer that reads only when told to. */
 class LazyPeer {
   readonly seen: { readonly seq: number; readonly kind: string }[] = [];
@@ -207,19 +228,7 @@ test("a peer that is silent for longer than its deadline is lost, and its member
     now: () => monoMs(realClock.now() + aheadMs),
   };
   const core: RouterCore = routerCore();
-  const service = new PeerService({
-    core,
-    outcomes: {} as unknown as AccessOutcomes,
-    keys,
-    clock,
-    log,
-    instance: "r0",
-    epoch: 2,
-    blockSizeTokens: 16,
-    settle: () => {
-      core.takeEffects();
-    },
-  });
+  const service = peerService(core, clock);
   await connect(service.service, { members: [heldMember()], reservations: [] });
   await vi.waitFor(() => {
     expect(service.syncedCount).toBe(1);
@@ -245,19 +254,7 @@ test("a silent peer that dials again is synced again without having been given u
   let aheadMs = 0;
   const clock: Clock = { ...realClock, now: () => monoMs(realClock.now() + aheadMs) };
   const core = routerCore();
-  const service = new PeerService({
-    core,
-    outcomes: {} as unknown as AccessOutcomes,
-    keys,
-    clock,
-    log,
-    instance: "r0",
-    epoch: 2,
-    blockSizeTokens: 16,
-    settle: () => {
-      core.takeEffects();
-    },
-  });
+  const service = peerService(core, clock);
   await connect(service.service, { members: [heldMember()], reservations: [] });
   await vi.waitFor(() => {
     expect(service.syncedCount).toBe(1);
@@ -273,4 +270,35 @@ test("a silent peer that dials again is synced again without having been given u
   service.tick();
   expect(lost).not.toHaveBeenCalled();
   expect(core.members.size).toBe(1);
+});
+
+test("a peer's bad notices are counted and left out; its good ones are taken", async () => {
+  const core = routerCore();
+  const refused: string[] = [];
+  const service = peerService(core, realClock, refused);
+  const good = heldMember();
+  const bad: Partial<typeof good>[] = [
+    { endpoint: "not an endpoint" },
+    { endpoint: "127.0.0.1:99999" },
+    { endpoint: "10.0.0.1:80" },
+    { endpoint: "example.org:80" },
+    { workerId: "a b" },
+    { pool: "" },
+    { models: [] },
+    { models: ["m".repeat(10_000)] },
+    { workerStartMs: 2n ** 60n },
+  ];
+  const members = [...bad.map((over) => ({ ...good, workerId: "w9", ...over })), good];
+  await connect(service.service, { members, reservations: [] });
+  await vi.waitFor(() => {
+    expect(service.syncedCount).toBe(1);
+  }, soon);
+  expect([...core.members.all()].map((m) => m.workerId)).toEqual([good.workerId]);
+  expect(refused).toEqual(bad.map(() => "notice"));
+  links.broadcast({ $case: "member", value: { ...good, workerId: "w8", endpoint: "8.8.8.8:53" } });
+  await vi.waitFor(() => {
+    expect(refused.length).toBe(bad.length + 1);
+  }, soon);
+  expect(core.members.size).toBe(1);
+  expect(service.syncedCount).toBe(1);
 });

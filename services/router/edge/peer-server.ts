@@ -1,6 +1,7 @@
 import { takeDemand } from "./demand-exchange.ts";
 import type { ServerDuplexStream } from "@grpc/grpc-js";
 import type { Logger } from "pino";
+import type { Cidr } from "../../shared/core/cidr.ts";
 import type { Clock } from "../../shared/core/clock.ts";
 import { MeshError } from "../../shared/core/errors.ts";
 import type { MonoMs } from "../../shared/core/ids.ts";
@@ -12,13 +13,16 @@ import type {
   PeerHello,
   PeerServer,
   PeerSnapshot,
+  MemberNotice as WireNotice,
   RouterState,
   SyncRequest,
   SyncResponse,
 } from "../../shared/gen/kvmesh/router/v1/router.ts";
+import type { MemberNotice } from "../core/membership/member.ts";
 import { SequenceCheck } from "../core/peers/peer-link.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { AccessOutcomes } from "./access-outcomes.ts";
+import { noticeProblem } from "./peer-notice-check.ts";
 import {
   noticeFromWire,
   recordFromWire,
@@ -54,6 +58,10 @@ export interface PeerServiceDependencies {
   readonly instance: string;
   readonly epoch: number;
   readonly blockSizeTokens: number;
+  /** Where engines may be that peers tell of. */
+  readonly allowedCidrs: readonly Cidr[];
+  /** Something that a peer said was not taken. */
+  readonly onRefused: (what: "hello" | "notice" | "message") => void;
   readonly settle: () => void;
 }
 
@@ -125,6 +133,7 @@ export class PeerService {
   }
 
   #accept(call: Call): void {
+    const { log, onRefused } = this.#d;
     let peer: KnownPeer | undefined;
     const sequence = new SequenceCheck();
     call.on("data", (request: SyncRequest) => {
@@ -136,10 +145,8 @@ export class PeerService {
         } else this.#receive(peer, call, request, sequence);
       } catch (error) {
         const mesh = toMeshError(error);
-        this.#d.log.warn(
-          { event: "peer_refused", code: mesh.code, reason: mesh.message },
-          "peer refused",
-        );
+        onRefused(peer === undefined ? "hello" : "message");
+        log.warn({ event: "peer_refused", code: mesh.code, reason: mesh.message }, "peer refused");
         call.emit("error", toServiceError(mesh));
       }
       this.#d.settle();
@@ -237,7 +244,8 @@ export class PeerService {
         call.write({ message: { $case: "ack", value: { appliedSeq: request.seq } } });
         break;
       case "member": {
-        const notice = noticeFromWire(message.value);
+        const notice = this.#notice(peer, message.value);
+        if (notice === undefined) break;
         const key = `${notice.workerId}/${notice.dpRank}`;
         if (notice.held) peer.holds.add(key);
         else peer.holds.delete(key);
@@ -265,6 +273,26 @@ export class PeerService {
     }
   }
 
+  /** A notice that may be believed; a bad one is counted and left out, since the peer's others are of use. */
+  #notice(peer: KnownPeer, wire: WireNotice): MemberNotice | undefined {
+    const { allowedCidrs, log, onRefused } = this.#d;
+    const notice = noticeFromWire(wire);
+    const problem = noticeProblem(notice, allowedCidrs);
+    if (problem === undefined) return notice;
+    onRefused("notice");
+    log.warn(
+      {
+        event: "peer_notice_refused",
+        peer: peer.instance,
+        workerId: notice.workerId.slice(0, 128),
+        endpoint: notice.endpoint.slice(0, 64),
+        reason: problem,
+      },
+      "peer's notice of a member refused",
+    );
+    return undefined;
+  }
+
   #event(event: PeerEvent["event"], now: MonoMs): void {
     const { core, outcomes } = this.#d;
     switch (event?.$case) {
@@ -290,7 +318,8 @@ export class PeerService {
     const now = clock.now();
     const named = new Set<string>();
     for (const wire of snapshot.members) {
-      const notice = noticeFromWire(wire);
+      const notice = this.#notice(peer, wire);
+      if (notice === undefined) continue;
       named.add(`${notice.workerId}/${notice.dpRank}`);
       core.notice(peer.instance, notice, now);
     }
