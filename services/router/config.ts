@@ -4,6 +4,7 @@ import { parseCidr } from "../shared/core/cidr.ts";
 import { parseEndpoint } from "../shared/core/endpoint.ts";
 import { logLevels } from "../shared/edge/log.ts";
 import { hotServerKinds } from "./edge/hot-server-kinds.ts";
+import { preferenceNames } from "./core/placement/estimate.ts";
 import { policyNames } from "./core/placement/policy.ts";
 
 const port = z.number().int().min(0).max(65_535);
@@ -113,6 +114,8 @@ export const RouterConfig = z.strictObject({
     .strictObject({
       /** Answer length assumed before any answer was seen, tokens. */
       outputTokensDefault: z.number().int().min(1).default(256),
+      /** What the cost favours where prompts are long and engines full: time per token as well, or first tokens. */
+      preference: z.enum(preferenceNames).default("balanced"),
       /** What a worker costs that did not serve the request's conversation last, ms; 0 for no such preference. */
       affinityMs: z.number().min(0).max(60_000).default(5),
       /** Conversations whose worker is remembered. */

@@ -119,6 +119,7 @@ async function startRouter(config: Config): Promise<RunningService> {
     outputTokensDefault: config.placement.outputTokensDefault,
     fallbacksMax: config.placement.fallbacksMax,
     affinityMs: config.placement.affinityMs,
+    preference: config.placement.preference,
     sessionsMax: config.placement.sessionsMax,
     ...admissionFromConfig(config.admission),
   });

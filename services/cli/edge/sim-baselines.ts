@@ -12,6 +12,7 @@ import { entryPoints, packageRoot, serviceNode } from "./up/mesh.ts";
 /** Flags of the command; those not given are the simulator's own. */
 export interface BaselinesFlags {
   readonly policy: string;
+  readonly preference?: string;
   readonly workloads?: string;
   readonly loads?: string;
   readonly windows?: string;

@@ -11,6 +11,7 @@ import { entryPoints, packageRoot, serviceNode } from "./up/mesh.ts";
 
 interface Flags {
   readonly policy: string;
+  readonly preference: string;
   readonly rate?: string;
   readonly duration?: string;
   readonly warmup?: string;
@@ -70,6 +71,7 @@ function asReplay({ policy, result }: SimLine): ReplayResult {
   };
 }
 
+const preferenceHelp = "what kv favours: balanced, or first-token";
 const policyHelp = `some of ${placementPolicies.join(",")}, or all`;
 
 /** Rows of the replay's table that mean nothing on virtual time. */
@@ -125,6 +127,7 @@ export function simCommand(): Command {
     .description("replay a workload on a virtual fleet that runs the production router and workers")
     .argument("<workload>", "agentic, conversation, or a file")
     .option("--policy <list>", policyHelp, "all")
+    .option("--preference <name>", preferenceHelp, "balanced")
     .option("--rate <n>", "times as fast as recorded (default: the workload's own)")
     .option("--duration <seconds>", "length of the run of each policy (default: 60)")
     .option("--warmup <share>", "share of the run left out of the figures (default: a third)")
@@ -140,6 +143,7 @@ export function simCommand(): Command {
     new Command("baselines")
       .description("compare all policies over both workloads at several loads")
       .option("--policy <list>", policyHelp, "all")
+      .option("--preference <name>", preferenceHelp, "balanced")
       .option("--workloads <list>", "of agentic, conversation and files (default: the first two)")
       .option("--loads <list>", "multiples of a workload's own rate (default: 0.75,1,1.25)")
       .option("--windows <n>", "parts of a workload that are run and summed up (default: 4)")

@@ -36,6 +36,7 @@ import { rank } from "./placement/place.ts";
 import { PlacementTable, type Eligible, type KnownSpeed } from "./placement/placement-table.ts";
 import { reusableTokens, RowRanker, shortRanking } from "./placement/row-ranking.ts";
 import { seedOf } from "./placement/baselines/draw.ts";
+import { preferences, type CostWeights, type Preference } from "./placement/estimate.ts";
 import { createPolicy } from "./placement/policies.ts";
 import type { PlacementPolicy, PolicyName, PolicyRequest } from "./placement/policy.ts";
 
@@ -58,6 +59,8 @@ export interface RouterCoreOptions {
   readonly admission?: AdmissionOptions;
   /** When a worker has room; `roomDefaults` when absent. */
   readonly rooms?: RoomOptions;
+  /** What our own cost favours; `balanced` when absent. */
+  readonly preference?: Preference;
   /** What a request costs on another worker than the one that served its conversation last, ms; 0 when absent. */
   readonly affinityMs?: number;
   /** Conversations remembered for that; 65,536 when absent. */
@@ -179,6 +182,7 @@ export class RouterCore {
   #wallOffsetMs = 0;
   readonly #depths: Uint32Array;
   readonly #table: PlacementTable;
+  readonly #weights: CostWeights;
   readonly #ranker: RowRanker;
   #effects: RouterEffect[] = [];
   #decisionCount = 0;
@@ -201,7 +205,13 @@ export class RouterCore {
     this.#depths = new Uint32Array(membersMax);
     this.#table = new PlacementTable({ book: this.book });
     const { index } = this;
-    this.#ranker = new RowRanker({ table: this.#table, index, blockSizeTokens });
+    this.#weights = preferences[options.preference ?? "balanced"];
+    this.#ranker = new RowRanker({
+      table: this.#table,
+      index,
+      blockSizeTokens,
+      weights: this.#weights,
+    });
   }
 
   /** Effects since the last call, in order. */
@@ -347,7 +357,8 @@ export class RouterCore {
   }
 
   #createPolicy(pool: string, name: PolicyName): PlacementPolicy {
-    return createPolicy(name, seedOf(`${this.#options.decisionPrefix}/${pool}`));
+    const seed = seedOf(`${this.#options.decisionPrefix}/${pool}`);
+    return createPolicy(name, seed, this.#weights);
   }
 
   /** What is known of an engine's speed. */

@@ -5,7 +5,7 @@ import type { FleetResult } from "../core/fleet/fleet-result.ts";
 import { fleetStepModel } from "../core/fleet/fleet-run.ts";
 import { runWindows } from "../core/fleet/fleet-windows.ts";
 import { TokenPrompts } from "../core/fleet/token-prompts.ts";
-import { numberFlag, policiesFlag, refuseFlag, wholeFlag } from "./sim-flags.ts";
+import { numberFlag, policiesFlag, preferenceFlag, refuseFlag, wholeFlag } from "./sim-flags.ts";
 
 /** One line that the command writes: the figures of one policy at one load of one workload. */
 export interface BaselinesLine {
@@ -34,6 +34,7 @@ export function baselinesCommand(
     args: [...argv],
     options: {
       policy: { type: "string", default: "all" },
+      preference: { type: "string", default: "balanced" },
       workloads: { type: "string", default: "agentic,conversation" },
       loads: { type: "string", default: "0.75,1,1.25" },
       windows: { type: "string" },
@@ -43,6 +44,7 @@ export function baselinesCommand(
     },
   });
   const policies = policiesFlag(values.policy);
+  const preference = preferenceFlag(values.preference);
   const loads = values.loads
     .split(",")
     .map((text) => numberFlag(text, "loads", { min: 0.01, below: 100, fallback: 1 }));
@@ -71,6 +73,7 @@ export function baselinesCommand(
           prepared,
           prompts,
           policy,
+          preference,
           rateFactor,
           windows,
           durationMs: durationS * 1_000,

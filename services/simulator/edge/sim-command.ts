@@ -4,7 +4,7 @@ import { loadWorkload } from "../../shared/edge/workload-files.ts";
 import { fleetStepModel, runFleet } from "../core/fleet/fleet-run.ts";
 import type { FleetResult } from "../core/fleet/fleet-result.ts";
 import { TokenPrompts } from "../core/fleet/token-prompts.ts";
-import { numberFlag, policiesFlag, refuseFlag, wholeFlag } from "./sim-flags.ts";
+import { numberFlag, policiesFlag, preferenceFlag, refuseFlag, wholeFlag } from "./sim-flags.ts";
 
 /** One line that the command writes: the figures of one policy. */
 export interface SimLine {
@@ -28,6 +28,7 @@ export function simCommand(
     allowPositionals: true,
     options: {
       policy: { type: "string", default: "all" },
+      preference: { type: "string", default: "balanced" },
       rate: { type: "string" },
       duration: { type: "string" },
       warmup: { type: "string" },
@@ -45,6 +46,7 @@ export function simCommand(
   if (view !== "live" && view !== "exact")
     throw refuseFlag("view", `${view} is neither live nor exact`);
   const policies = policiesFlag(values.policy);
+  const preference = preferenceFlag(values.preference);
   const prepared = loadWorkload(source);
   const { workload, defaults } = prepared;
   const rateFactor = numberFlag(values.rate, "rate", {
@@ -73,6 +75,7 @@ export function simCommand(
       prepared,
       prompts,
       policy,
+      preference,
       rateFactor,
       durationMs: durationS * 1_000,
       warmupRatio: numberFlag(values.warmup, "warmup", { min: 0, below: 1, fallback: 1 / 3 }),

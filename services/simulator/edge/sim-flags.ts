@@ -1,3 +1,4 @@
+import { preferenceNames, type Preference } from "../../router/core/placement/estimate.ts";
 import { isPolicyName, policyNames, type PolicyName } from "../../router/core/placement/policy.ts";
 import { MeshError } from "../../shared/core/errors.ts";
 
@@ -26,6 +27,15 @@ export function numberFlag(text: string | undefined, field: string, range: Numbe
 /** Reads a whole number; what is past the point is cut. Throws `invalid_request`. */
 export function wholeFlag(text: string | undefined, field: string, range: NumberRange): number {
   return Math.floor(numberFlag(text, field, range));
+}
+
+/** Reads a preference of our own cost. Throws `invalid_request`. */
+export function preferenceFlag(text: string): Preference {
+  const known = preferenceNames.find((name) => name === text);
+  if (known === undefined) {
+    throw refuseFlag("preference", `${text} is none of ${preferenceNames.join(", ")}`);
+  }
+  return known;
 }
 
 /** Baselines first, ours last. */

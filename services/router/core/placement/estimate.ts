@@ -14,7 +14,7 @@ export interface Estimate {
   readonly prefillMs: number;
   /** From its first token to its last. */
   readonly decodeMs: number;
-  /** Added to the requests that decode there already: a price for its prefill and `decodeWeight` of what they get slower. */
+  /** Added to the requests that decode there already: a price for its prefill, and what they get slower. */
   readonly slowdownMs: number;
   /** Expected price of the blocks it pushes out of the cache. */
   readonly evictionMs: number;
@@ -24,27 +24,35 @@ export interface Estimate {
 const stepTokensMaxDefault = 8_192;
 /** Share of evicted tokens that somebody is expected to want again. */
 const evictionReuseShare = 0.1;
+/** What the parts of a cost weigh against each other. */
+export interface CostWeights {
+  /** What a millisecond that a running answer stands still for another prompt counts beside one of one's own wait. */
+  readonly stall: number;
+  /** A request that waits so long for its first token counts twice, one that waits longer more: nobody is left behind, ms. */
+  readonly tailMs: number;
+  /**
+   * By how much freeing memory takes longer than the contexts that run there need to end: they grow meanwhile, and an
+   * engine short of blocks takes them from whoever came last, whose prompt is then computed again.
+   */
+  readonly memory: number;
+}
+
+/** What placement is to favour where it cannot have both; matters where prompts are long and engines full. */
+export const preferenceNames = ["balanced", "first-token"] as const;
+
+/** One of `preferenceNames`. */
+export type Preference = (typeof preferenceNames)[number];
+
 /**
- * What a millisecond after a first token counts beside one before it: somebody waits for a first token and reads along
- * afterwards. At 1 whole answers end soonest, but long prompts then queue for tens of seconds where few answers run; at 0.3
- * the mean time to first token of long-prompt traffic is a third lower and that of its slowest hundredth nearly half, for a
- * fifth more time per token. Short-prompt traffic hardly changes.
+ * Weights, chosen by `sim baselines` over both workloads. `balanced` spares running answers, so that time per token stays
+ * a fifth and more below that of engines chosen in turn; long prompts then wait longer for engines where few answers run.
+ * `first-token` has the shortest waits for a first token, their slowest hundredth a third shorter, for 7 % more time per
+ * token. Short prompts hardly notice.
  */
-const decodeWeight = 0.3;
-/** A request that waits so long for its first token counts twice, one that waits longer more: nobody is left behind, ms. */
-const tailMs = 3_000;
-/**
- * Answers on a worker for which its prefill counts half again as a stall. That others stand still there matters, as does
- * that conversations which end there come back to where their blocks are and queue behind it; how many they are matters
- * less, since counted one by one they would keep every long prompt away from all workers but one.
- */
-const stallHalf = 2;
-/**
- * By how much freeing memory takes longer than the contexts that run there need to end: they grow meanwhile, and an engine
- * short of blocks takes them from whoever came last, whose prompt is then computed again. Chosen by what placement gains
- * from it; at 1, conversations with long contexts still pile up on one worker.
- */
-const memoryFactor = 4;
+export const preferences: Readonly<Record<Preference, CostWeights>> = {
+  balanced: { stall: 0.4, tailMs: 3_000, memory: 1 },
+  "first-token": { stall: 0.15, tailMs: 2_000, memory: 4 },
+};
 
 /**
  * Decode steps that a request waits for before its own begins. It arrives in the middle of one on average, and an engine
@@ -110,6 +118,7 @@ export interface CostQuestion {
   readonly homeRow: number;
   /** What going anywhere else costs, ms. */
   readonly affinityMs: number;
+  readonly weights: CostWeights;
   /** Rows of `WorkerColumns`, their last columns filled in. */
   readonly values: Float64Array;
   readonly rows: Int32Array;
@@ -135,7 +144,8 @@ export interface CostQuestion {
  */
 export function costRows(question: CostQuestion): void {
   const { values, rows, count, costs, times, promptTokens, expectedOutputTokens } = question;
-  const { homeRow, affinityMs } = question;
+  const { homeRow, affinityMs, weights } = question;
+  const { stall: stallWeight, tailMs, memory: memoryFactor } = weights;
   const ownTokens = promptTokens + expectedOutputTokens / 2;
   for (let i = 0; i < count; i++) {
     const row = rows[i] as number;
@@ -195,8 +205,7 @@ export function costRows(question: CostQuestion): void {
     const withOwnMs = d0 + d1 * (decoding + 1) + d2 * (contextTokens + ownTokens);
     const decodeMs = Math.max(0, expectedOutputTokens - 1) * withOwnMs;
     const sharedSteps = Math.min(tokensLeft, expectedOutputTokens * decoding);
-    const stallShare = decoding > 0 ? decoding / (decoding + stallHalf) : 0;
-    const slowdownMs = stallShare * extraMs + decodeWeight * (d1 + d2 * ownTokens) * sharedSteps;
+    const slowdownMs = stallWeight * extraMs * decoding + (d1 + d2 * ownTokens) * sharedSteps;
     const evictionMs = evicted * c1 * evictionReuseShare;
 
     times[estimated.queueMs] = queueMs;
@@ -206,20 +215,20 @@ export function costRows(question: CostQuestion): void {
     times[estimated.decodeMs] = decodeMs;
     times[estimated.slowdownMs] = slowdownMs;
     times[estimated.evictionMs] = evictionMs;
-    const tail = tailOf(queueMs + memoryMs + stallMs + prefillMs);
-    const decode = decodeWeight * decodeMs;
-    const own = queueMs + memoryMs + stallMs + prefillMs + tail + decode + slowdownMs + evictionMs;
+    const firstMs = queueMs + memoryMs + stallMs + prefillMs;
+    const own = firstMs + tailOf(firstMs, tailMs) + decodeMs + slowdownMs + evictionMs;
     costs[i] = own + (row === homeRow ? 0 : affinityMs);
   }
 }
 
-function tailOf(firstTokenMs: number): number {
+function tailOf(firstTokenMs: number, tailMs: number): number {
   return firstTokenMs * firstTokenMs * (1 / tailMs);
 }
 
 /** Writes the terms whose sum, in this order, is the cost of an estimate, ms, to `terms` from `at` on. */
 export function termsInto(
   times: Float64Array,
+  weights: CostWeights,
   affinityMs: number,
   terms: number[],
   at: number,
@@ -232,8 +241,8 @@ export function termsInto(
   terms[at + 1] = memoryMs;
   terms[at + 2] = stallMs;
   terms[at + 3] = prefillMs;
-  terms[at + 4] = tailOf(queueMs + memoryMs + stallMs + prefillMs);
-  terms[at + 5] = decodeWeight * (times[estimated.decodeMs] as number);
+  terms[at + 4] = tailOf(queueMs + memoryMs + stallMs + prefillMs, weights.tailMs);
+  terms[at + 5] = times[estimated.decodeMs] as number;
   terms[at + 6] = times[estimated.slowdownMs] as number;
   terms[at + 7] = times[estimated.evictionMs] as number;
   terms[at + 8] = affinityMs;
@@ -251,7 +260,11 @@ const alone = {
 } as const;
 
 /** The estimate of `costRows` for a candidate by itself. */
-export function estimate(candidate: CandidateInput, request: PlacementRequest): Estimate {
+export function estimate(
+  candidate: CandidateInput,
+  request: PlacementRequest,
+  weights: CostWeights = preferences.balanced,
+): Estimate {
   const { load, steps } = candidate;
   const { values, times } = alone;
   values[column.decoding] = load.decoding;
@@ -274,7 +287,7 @@ export function estimate(candidate: CandidateInput, request: PlacementRequest): 
   values[column.contextTokens] = load.decodingContextTokens;
   values[column.tokensLeft] = load.decodingTokensLeft;
   const { promptTokens, expectedOutputTokens } = request;
-  costRows({ ...alone, promptTokens, expectedOutputTokens });
+  costRows({ ...alone, weights, promptTokens, expectedOutputTokens });
   return {
     queueMs: times[estimated.queueMs] as number,
     memoryMs: times[estimated.memoryMs] as number,
@@ -287,7 +300,7 @@ export function estimate(candidate: CandidateInput, request: PlacementRequest): 
 }
 
 /** Our own cost of an estimate as terms by name. */
-export function termsOf(expected: Estimate, affinityMs: number): CostTerm[] {
+export function termsOf(expected: Estimate, weights: CostWeights, affinityMs: number): CostTerm[] {
   const { times } = alone;
   times[estimated.queueMs] = expected.queueMs;
   times[estimated.memoryMs] = expected.memoryMs;
@@ -297,6 +310,6 @@ export function termsOf(expected: Estimate, affinityMs: number): CostTerm[] {
   times[estimated.slowdownMs] = expected.slowdownMs;
   times[estimated.evictionMs] = expected.evictionMs;
   const terms: number[] = [];
-  termsInto(times, affinityMs, terms, 0);
+  termsInto(times, weights, affinityMs, terms, 0);
   return ownTerms.map((name, i) => ({ name, ms: terms[i] as number }));
 }

@@ -10,7 +10,7 @@ import {
 } from "../../../../test/support/router-builders.ts";
 import type { CandidateInput, ScoredCandidate } from "./candidate.ts";
 import { prefillExtraMs } from "../../../shared/core/step-model.ts";
-import { estimate } from "./estimate.ts";
+import { estimate, preferences } from "./estimate.ts";
 import { rank, type Ranking } from "./place.ts";
 import { createPolicy } from "./policies.ts";
 import { isPolicyName, policyNames, type PolicyName } from "./policy.ts";
@@ -109,14 +109,14 @@ describe("rank", () => {
     expect(second?.predictedTtftMs).toBeGreaterThan(stall(1_000));
   });
 
-  test("waiting counts the more the longer it is, and time after the first token less", () => {
+  test("waiting counts the more the longer it is, time after the first token as it is", () => {
     const waited = (ms: number): number =>
       place([candidateInput("a", { load: workerLoad({ prefillBacklogMs: ms }) })])[0]?.costMs ?? 0;
     expect(waited(1_000) - waited(0)).toBeGreaterThan(1_000);
     expect(waited(6_000) - waited(5_000)).toBeGreaterThan(waited(1_000) - waited(0) + 3_000);
     const [chosen] = place([candidateInput("a")]);
     const decode = chosen?.terms.find((t) => t.name === "decode")?.ms ?? 0;
-    expect(decode).toBeCloseTo(0.3 * (chosen?.decodeMs ?? 0));
+    expect(decode).toBeCloseTo(chosen?.decodeMs ?? 0);
   });
 
   test("counts blocks that would push others out", () => {
@@ -231,7 +231,9 @@ describe("estimate", () => {
     // 4,100 tokens more: they fit beside 108,400 of 112,500, and beside 112,500 have to wait for as many.
     expect(memoryMs(running(108_400 / 112_500))).toBeCloseTo(0);
     const endsInMs = 2 * (d0 + 10 * d1 + 90_000 * d2) * 100;
-    expect(memoryMs(running(1))).toBeCloseTo(4 * (4_100 / 90_000) * endsInMs);
+    expect(memoryMs(running(1))).toBeCloseTo((4_100 / 90_000) * endsInMs);
+    const eager = estimate(running(1), request, preferences["first-token"]).memoryMs;
+    expect(eager).toBeCloseTo(4 * (4_100 / 90_000) * endsInMs);
     // Prompts that wait behind it need room before it, unless they are cached.
     const queued = { ...running(0.9).load, queuedPrefillTokens: 10_000 };
     expect(memoryMs(running(0.9))).toBe(0);
@@ -245,13 +247,13 @@ describe("estimate", () => {
     expect(memoryMs(candidateInput("a", { reportedKvUsageRatio: 1 }))).toBe(0);
   });
 
-  test("a prefill beside others counts again in part, and never more than once", () => {
+  test("a prefill counts again in part for each answer that stands still for it", () => {
     const beside = (decoding: number) =>
       estimate(candidateInput("a", { load: workerLoad({ decoding }) }), request).slowdownMs;
     const extraMs = prefillExtraMs(stepModel, 4_000, 0);
     expect(beside(0)).toBe(0);
-    expect(beside(2)).toBeCloseTo(extraMs / 2);
-    expect(beside(200)).toBeCloseTo((extraMs * 200) / 202);
+    expect(beside(2)).toBeCloseTo(0.8 * extraMs);
+    expect(beside(20)).toBeCloseTo(8 * extraMs);
   });
 
   test("foreign requests count as decoding ones of the usual context", () => {

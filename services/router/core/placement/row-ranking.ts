@@ -3,7 +3,7 @@ import { invariant } from "../../../shared/core/invariant.ts";
 import { wholeTokens } from "../load/worker-book.ts";
 import { column, rowLength } from "../load/worker-columns.ts";
 import type { CandidateInput, PlacementRequest, ScoredCandidate } from "./candidate.ts";
-import { costRows, estimated, estimatedCount, termsInto } from "./estimate.ts";
+import { costRows, estimated, estimatedCount, termsInto, type CostWeights } from "./estimate.ts";
 import { costRank, margin, type Ranking } from "./place.ts";
 import {
   listedOf,
@@ -62,6 +62,7 @@ export class RowRanker {
   readonly #table: PlacementTable;
   readonly #held: HeldBlocks;
   readonly #blockTokens: number;
+  readonly #weights: CostWeights;
   #question: RankQuestion | undefined;
   #values: Float64Array;
   #request: PlacementRequest = { promptTokens: 0, expectedOutputTokens: 0 };
@@ -84,7 +85,9 @@ export class RowRanker {
     readonly table: PlacementTable;
     readonly index: HeldBlocks;
     readonly blockSizeTokens: number;
+    readonly weights: CostWeights;
   }) {
+    this.#weights = options.weights;
     this.#table = options.table;
     this.#held = options.index;
     this.#blockTokens = options.blockSizeTokens;
@@ -194,7 +197,7 @@ export class RowRanker {
     const homeRow = this.#homeRow;
     const affinityMs = this.#affinityMs;
     const request = { promptTokens, expectedOutputTokens, homeRow, affinityMs };
-    costRows({ ...request, values, rows, count, costs, times });
+    costRows({ ...request, weights: this.#weights, values, rows, count, costs, times });
   }
 
   /** Cost of the request on one worker; leaves its estimate in `#times`. */
@@ -250,7 +253,7 @@ export class RowRanker {
     const n = blankNumbers();
     n[candidateNumber.costMs] = this.#costMs(row, isBlind);
     const affinityMs = row === this.#homeRow ? 0 : this.#affinityMs;
-    termsInto(this.#times, affinityMs, n, candidateNumber.terms);
+    termsInto(this.#times, this.#weights, affinityMs, n, candidateNumber.terms);
     // What it costs may be blind, what it is expected to take is not.
     if (isBlind) this.#costMs(row, false);
     const times = this.#times;

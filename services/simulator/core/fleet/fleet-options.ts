@@ -1,6 +1,7 @@
 import type { AdmissionOptions } from "../../../router/core/admission/options.ts";
 import type { RoomOptions } from "../../../router/core/admission/worker-rooms.ts";
 import type { StepModel } from "../../../shared/core/step-model.ts";
+import type { Preference } from "../../../router/core/placement/estimate.ts";
 import type { PolicyName } from "../../../router/core/placement/policy.ts";
 
 /** How long things take between processes, ms. Pairs are the least and the most, drawn evenly. */
@@ -75,6 +76,8 @@ export interface FleetOptions {
   /** Tokens per block of the mesh, a multiple of the engine's. */
   readonly meshBlockSizeTokens: number;
   readonly policy: PolicyName;
+  /** What our own cost favours; `balanced` when absent. */
+  readonly preference?: Preference;
   readonly delays: FleetDelays;
   /** `exact` gives routers every block change at the moment it happens. */
   readonly view: "live" | "exact";

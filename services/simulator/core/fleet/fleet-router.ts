@@ -70,6 +70,7 @@ export class FleetRouter {
       decisionsMax: 10_000,
       outputTokensDefault: 256,
       fallbacksMax: 3,
+      ...(options.preference === undefined ? {} : { preference: options.preference }),
       ...(options.admission === undefined ? {} : { admission: options.admission }),
       ...(options.rooms === undefined ? {} : { rooms: options.rooms }),
     });

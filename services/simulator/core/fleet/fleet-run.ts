@@ -1,5 +1,6 @@
 import type { PreparedWorkload } from "../../../shared/core/workload/prepared-file.ts";
 import { stepModels, type StepModel } from "../../../shared/core/step-model.ts";
+import type { Preference } from "../../../router/core/placement/estimate.ts";
 import type { PolicyName } from "../../../router/core/placement/policy.ts";
 import { Fleet, type FleetRecord } from "./fleet.ts";
 import { defaultDelays, type FleetDelays, type FleetOptions } from "./fleet-options.ts";
@@ -14,6 +15,8 @@ export interface FleetRunOptions {
   readonly prepared: PreparedWorkload;
   readonly prompts: TokenPrompts;
   readonly policy: PolicyName;
+  /** What our own cost favours; `balanced` when absent. */
+  readonly preference?: Preference;
   readonly rateFactor: number;
   /** Where in the workload the run begins, ms of the run's own time; 0 when absent. */
   readonly fromMs?: number;
@@ -61,6 +64,7 @@ export function fleetOptions(run: FleetRunOptions): FleetOptions {
     announcedModel: run.announcedModel,
     meshBlockSizeTokens: run.meshBlockSizeTokens,
     policy: run.policy,
+    ...(run.preference === undefined ? {} : { preference: run.preference }),
     delays: run.delays ?? defaultDelays,
     view: run.view,
     tellsTokensMax: run.tellsTokensMax ?? true,
