@@ -252,6 +252,7 @@ async function startRouter(config: Config): Promise<RunningService> {
     defaultPool: config.pools.default,
     blockSizeTokens,
     duplexFallbacks: config.placement.duplexFallbacks,
+    admissionWaitMsMax: Math.max(0, ...config.admission.classes.map((c) => c.waitMsMax)),
     onDecision: (decision) => {
       placements.publish(decision);
       settle();
@@ -390,6 +391,7 @@ async function startRouter(config: Config): Promise<RunningService> {
       admissionTimer.stop();
       demand.stop();
       core.stopWaiting(clock.now());
+      runtimes.close();
       placements.close();
       topology.close();
       membership.close();

@@ -58,6 +58,24 @@ export const routerMetrics = {
     help: "Requests placed by load alone because their prompt could not be read as tokens, by reason.",
     labels: ["reason"],
   },
+  tokenizerTexts: {
+    name: "kvmesh_router_tokenizer_texts_total",
+    kind: "counter",
+    help: "Texts given to tokenizer threads by outcome: encoded, cancelled, or the reason of placing by load.",
+    labels: ["outcome"],
+  },
+  tokenizerWaiting: {
+    name: "kvmesh_router_tokenizer_waiting",
+    kind: "gauge",
+    help: "Texts that wait for tokenizer threads, those being encoded included.",
+    labels: [],
+  },
+  tokenizerWaitingBytes: {
+    name: "kvmesh_router_tokenizer_waiting_bytes",
+    kind: "gauge",
+    help: "Bytes of the texts that wait for tokenizer threads.",
+    labels: [],
+  },
   matchedBlocks: {
     name: "kvmesh_router_matched_blocks",
     kind: "histogram",

@@ -1,3 +1,5 @@
+import { createHash } from "node:crypto";
+import { setTimeout } from "node:timers/promises";
 import * as grpc from "@grpc/grpc-js";
 import { pino } from "pino";
 import { parseCidr } from "../../services/shared/core/cidr.ts";
@@ -40,11 +42,17 @@ export interface ExtProcRouter {
   stop(): void;
 }
 
+function sha256Hex(file: Uint8Array): string {
+  return createHash("sha256").update(file).digest("hex");
+}
+
 /** Starts one on a free port of loopback. */
 export async function startExtProcRouter(
   limits: Partial<BodyLimits> & {
     readonly duplexFallbacks?: boolean;
     readonly server?: HotServerKind;
+    /** Model files that the workers deliver. */
+    readonly model?: { readonly tokenizerJson: Uint8Array; readonly chatTemplate: string };
   } = {},
 ): Promise<ExtProcRouter> {
   const log = pino({ level: "silent" });
@@ -54,10 +62,19 @@ export async function startExtProcRouter(
     log,
     cacheFolder: "",
   });
+  const files =
+    limits.model === undefined
+      ? []
+      : [limits.model.tokenizerJson, Buffer.from(limits.model.chatTemplate)];
+  const [tokenizerSha256 = "", chatTemplateSha256 = ""] = files.map(sha256Hex);
   for (const i of [0, 1]) {
-    core.admit(memberFacts(i), i + 1, realClock.now());
-    runtimes.learn(memberFacts(i));
+    const digests = { tokenizerSha256, chatTemplateSha256, contextTokensMax: 1_000_000 };
+    const facts = memberFacts(i, limits.model === undefined ? {} : digests);
+    core.admit(facts, i + 1, realClock.now());
+    runtimes.learn(facts);
   }
+  for (const file of files) runtimes.deliver(sha256Hex(file), file);
+  while (!runtimes.settled) await setTimeout(10);
   const { metrics } = createMetrics(routerMetrics);
   const decider = new Decider({
     core,
@@ -68,6 +85,7 @@ export async function startExtProcRouter(
     defaultPool: "default",
     blockSizeTokens: 16,
     duplexFallbacks: limits.duplexFallbacks ?? false,
+    admissionWaitMsMax: 5_000,
     onWaiting: () => undefined,
     onDecision: () => {
       core.takeEffects();
@@ -111,6 +129,7 @@ export async function startExtProcRouter(
     },
     stop: () => {
       client.close();
+      runtimes.close();
       server.kill();
     },
   };

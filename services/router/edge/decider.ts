@@ -15,11 +15,11 @@ import { BodyReader } from "../core/openai/body-reader.ts";
 import type { OpenAiRequest } from "../core/openai/openai-request.ts";
 import { readTruncatedRequest } from "../core/openai/truncated-request.ts";
 import { findWrongForm, modelsQuestion } from "../core/openai/request-form.ts";
-import { refuseHopelessLength } from "../core/prompt/prompt-size.ts";
-import { readPrompt, type TokenisedPrompt } from "../core/prompt/read-prompt.ts";
+import type { TokenisedPrompt } from "../core/prompt/read-prompt.ts";
 import type { PlaceInput, RouterCore } from "../core/router-core.ts";
 import type { routerMetrics } from "../metrics.ts";
 import type { ModelRuntimes } from "./model-runtimes.ts";
+import { encodeMsMax, PromptReading, type AwaitedPrompt } from "./prompt-reading.ts";
 import type { RequestContext } from "./request-context.ts";
 import type { RequestDecider, WaitingDecision } from "./request-decider.ts";
 import { RouteSpans } from "./route-spans.ts";
@@ -40,6 +40,8 @@ export interface DeciderDependencies {
   readonly defaultPool: string;
   readonly blockSizeTokens: number;
   readonly duplexFallbacks: boolean;
+  /** Longest wait in admission of any class, ms. */
+  readonly admissionWaitMsMax: number;
   /** Called with every decision, for watchers. */
   readonly onDecision: (decision: Decision) => void;
   /** Called when a request has begun to wait. */
@@ -64,8 +66,11 @@ export class Decider implements RequestDecider {
   readonly #d: DeciderDependencies;
   readonly #bodies = new BodyReader({ key: randomFillSync(new Int32Array(8)), isUtf8 });
 
+  readonly #reading: PromptReading;
+
   constructor(dependencies: DeciderDependencies) {
     this.#d = dependencies;
+    this.#reading = new PromptReading(dependencies);
   }
 
   /** Decides at once. Never throws for bad input: that becomes an answer in the OpenAI error shape. */
@@ -101,17 +106,22 @@ export class Decider implements RequestDecider {
     return waiting;
   }
 
-  /** Places a request that did not come through Envoy. */
-  placeBody(options: {
+  /** Places a request that did not come through Envoy. Rejects with what is wrong with it. */
+  async placeBody(options: {
     path: string;
     json: Uint8Array;
     requestId: string;
     subset: ReadonlySet<string> | undefined;
     dryRun: boolean;
-  }): Decision {
-    const openAi = this.#bodies.read(options.path, options.json);
+  }): Promise<Decision> {
+    const { path, json } = options;
+    const openAi = this.#bodies.read(path, json);
     const pool = this.#pool(openAi.model);
-    const prompt = this.#readPrompt(openAi, options.json.length, pool);
+    const read = this.#readPrompt(openAi, json.length, pool, () => ({
+      bytes: json.length,
+      reread: () => this.#bodies.read(path, json),
+    }));
+    const prompt = "read" in read ? await read.read : read;
     return this.#place({ ...options, openAi, pool, prompt });
   }
 
@@ -132,7 +142,9 @@ export class Decider implements RequestDecider {
       prompt: { kind: "tokens", ids },
     };
     const pool = this.#pool(model);
-    const prompt = this.#readPrompt(openAi, 0, pool);
+    // Ids are not encoded, so that nothing is put off.
+    const prompt = this.#readPrompt(openAi, 0, pool, () => ({ bytes: 0, reread: () => openAi }));
+    if ("read" in prompt) throw new MeshError("invariant_violated", "token ids are awaited");
     return this.#place({ ...options, openAi, pool, prompt });
   }
 
@@ -228,8 +240,79 @@ export class Decider implements RequestDecider {
       : this.#bodies.read(context.path, body, request.headers.get("content-type"));
     const pool = this.#pool(openAi.model);
     const tokenize = spans.start("tokenize");
-    const prompt = this.#readPrompt(openAi, request.bodyBytes, pool);
-    spans.tokenized(tokenize, prompt, openAi);
+    const { path } = context;
+    const contentType = request.headers.get("content-type");
+    const read = this.#readPrompt(openAi, request.bodyBytes, pool, () => {
+      const copy = new Uint8Array(body);
+      const reread = (): OpenAiRequest => this.#bodies.read(path, copy, contentType);
+      return { bytes: copy.length, reread };
+    });
+    const { session } = openAi;
+    const hints = readHints(
+      (name) => request.headers.get(name as RequestHeaderName),
+      session === undefined ? undefined : { session },
+    );
+    const keptBytes = context.bodyMode === "full_duplex" ? request.bodyBytes : 0;
+    const admit = (prompt: TokenisedPrompt): WaitingDecision | undefined => {
+      spans.tokenized(tokenize, prompt, openAi);
+      return this.#admit({ hints, keptBytes, openAi, pool, prompt }, context, spans, answer);
+    };
+    return "read" in read ? this.#later(read, admit, context, spans, answer) : admit(read);
+  }
+
+  /** Goes on with a request once its prompt is read. */
+  #later(
+    awaited: AwaitedPrompt,
+    admit: (prompt: TokenisedPrompt) => WaitingDecision | undefined,
+    context: RequestContext,
+    spans: RouteSpans,
+    answer: (answer: Answer) => void,
+  ): WaitingDecision {
+    let isCancelled = false;
+    let waiting: WaitingDecision | undefined;
+    const goOn = async (): Promise<void> => {
+      try {
+        const prompt = await awaited.read;
+        if (!isCancelled) waiting = admit(prompt);
+      } catch (error) {
+        if (isCancelled) return;
+        const mesh = toMeshError(error);
+        // As for requests that are decided at once: a broken rule stops the process.
+        if (mesh.code === "invariant_violated") throw error;
+        answer(this.#refuse(mesh, context, spans));
+      }
+    };
+    void goOn();
+    return {
+      // A proxy's timer is put off once, so for both waits.
+      waitMsMax: encodeMsMax + this.#d.admissionWaitMsMax + answerMarginMs,
+      cancel: () => {
+        isCancelled = true;
+        if (waiting !== undefined) {
+          waiting.cancel();
+          return;
+        }
+        awaited.cancel();
+        spans.cancelled(context.requestId);
+      },
+    };
+  }
+
+  /** Lets a request whose prompt is read be placed, now or in its turn. */
+  #admit(
+    of: {
+      readonly hints: ReturnType<typeof readHints>;
+      /** Memory of its body while it waits, bytes. */
+      readonly keptBytes: number;
+      readonly openAi: OpenAiRequest;
+      readonly pool: string;
+      readonly prompt: TokenisedPrompt;
+    },
+    context: RequestContext,
+    spans: RouteSpans,
+    answer: (answer: Answer) => void,
+  ): WaitingDecision | undefined {
+    const { hints, keptBytes, openAi, pool, prompt } = of;
     const { core, clock, onWaiting } = this.#d;
     const started = clock.now();
     const lookup = spans.start("lookup");
@@ -241,12 +324,6 @@ export class Decider implements RequestDecider {
       subset: context.subset,
       dryRun: false,
     });
-    const { session } = openAi;
-    const hints = readHints(
-      (name) => request.headers.get(name as RequestHeaderName),
-      session === undefined ? undefined : { session },
-    );
-    const keptBytes = context.bodyMode === "full_duplex" ? request.bodyBytes : 0;
     const waiting = core.placeInTurn(
       {
         input,
@@ -305,11 +382,16 @@ export class Decider implements RequestDecider {
     );
   }
 
-  #readPrompt(openAi: OpenAiRequest, bodyBytes: number, pool: string): TokenisedPrompt {
-    const runtime = this.#d.runtimes.get(pool);
-    const contextMax = this.#d.core.contextMax(pool);
-    refuseHopelessLength(openAi.prompt, { bodyBytes, contextMax }, runtime?.tokenizer);
-    return readPrompt(openAi.prompt, bodyBytes, runtime, this.#d.blockSizeTokens);
+  #readPrompt(
+    openAi: OpenAiRequest,
+    bodyBytes: number,
+    pool: string,
+    keep: () => { readonly bytes: number; readonly reread: () => OpenAiRequest },
+  ): TokenisedPrompt | AwaitedPrompt {
+    const { runtimes, core } = this.#d;
+    const runtime = runtimes.get(pool);
+    const contextMax = core.contextMax(pool);
+    return this.#reading.read({ openAi, bodyBytes, runtime, contextMax }, keep);
   }
 
   #place(options: {

@@ -2,12 +2,18 @@ import { createHash } from "node:crypto";
 import type { Logger } from "pino";
 import { hashRoot } from "../../shared/core/block-hash.ts";
 import { ChatTemplate } from "../../shared/core/chat-template.ts";
+import { MeshError } from "../../shared/core/errors.ts";
+import { fusedThread } from "../../shared/edge/tokenizer-fused.ts";
 import { loadTokenizer } from "../../shared/edge/tokenizer-loader.ts";
+import { NativeTokenizer } from "../../shared/edge/tokenizer-native.ts";
+import type { TokenizerThread } from "../../shared/edge/tokenizer-thread.ts";
 import type { MonoMs } from "../../shared/core/ids.ts";
 import type { MemberFacts } from "../core/membership/member.ts";
 import { ChatReader } from "../core/prompt/chat-reader.ts";
+import { DeferringTokenizer } from "../core/prompt/deferring-tokenizer.ts";
 import type { ModelRuntime, PromptTokenizer } from "../core/prompt/model-runtime.ts";
 import { PromptCache } from "../core/prompt/prompt-cache.ts";
+import { encodeMsMax } from "./prompt-reading.ts";
 
 /** Largest model file that a worker may deliver, bytes. */
 export const artifactBytesMax = 64 * 1024 * 1024;
@@ -21,10 +27,20 @@ const readersMax = 64;
 /** How long a worker may take to deliver a file before another one is asked, ms. */
 const deliveryMsMax = 20_000;
 
+/** Limits of a tokenizer's thread. */
+const limits = { deadlineMs: encodeMsMax };
+
+/** A tokenizer and the thread for what it puts off. */
+interface OpenedTokenizer {
+  readonly tokenizer: DeferringTokenizer;
+  readonly thread: TokenizerThread;
+  readonly backend: "fused" | "native";
+}
+
 type TokenizerState =
   | { readonly kind: "wanted" }
   | { readonly kind: "loading" }
-  | { readonly kind: "ready"; readonly tokenizer: PromptTokenizer }
+  | { readonly kind: "ready"; readonly opened: OpenedTokenizer }
   | { readonly kind: "unsupported"; readonly reason: string };
 
 /**
@@ -66,11 +82,19 @@ export class ModelRuntimes {
     const facts = this.#facts.get(pool);
     if (facts === undefined) return undefined;
     const state = this.#tokenizers.get(facts.tokenizerSha256);
-    const tokenizer = state?.kind === "ready" ? state.tokenizer : undefined;
+    const opened = state?.kind === "ready" ? state.opened : undefined;
+    const tokenizer = opened?.tokenizer;
     const template = this.#template(facts);
     const runtime: ModelRuntime = {
       tokenizer,
       unsupported: state?.kind === "unsupported",
+      later:
+        opened === undefined
+          ? undefined
+          : {
+              tokenizer: opened.tokenizer,
+              encodeLater: (text, options) => opened.thread.encodeLater(text, options),
+            },
       template,
       chats:
         template === undefined || tokenizer === undefined
@@ -140,11 +164,12 @@ export class ModelRuntimes {
 
   #load(sha256: string, content: Uint8Array): void {
     this.#tokenizers.set(sha256, { kind: "loading" });
-    loadTokenizer(content, { cacheFolder: this.#cacheFolder }).then(
-      (tokenizer) => {
-        this.#tokenizers.set(sha256, { kind: "ready", tokenizer });
+    this.#open(sha256, content).then(
+      (opened) => {
+        this.#tokenizers.set(sha256, { kind: "ready", opened });
         this.#runtimes.clear();
-        this.#log.info({ event: "tokenizer_loaded", sha256 }, "tokenizer loaded");
+        const { backend } = opened;
+        this.#log.info({ event: "tokenizer_loaded", sha256, backend }, "tokenizer loaded");
       },
       (error: unknown) => {
         const reason = error instanceof Error ? error.message : String(error);
@@ -156,6 +181,31 @@ export class ModelRuntimes {
         );
       },
     );
+  }
+
+  async #open(sha256: string, content: Uint8Array): Promise<OpenedTokenizer> {
+    try {
+      const cacheFolder = this.#cacheFolder;
+      const inline: PromptTokenizer = await loadTokenizer(content, { cacheFolder });
+      const thread = await fusedThread(content, { cacheFolder, limits });
+      return { tokenizer: new DeferringTokenizer(inline), thread, backend: "fused" };
+    } catch (error) {
+      if (!(error instanceof MeshError) || error.code !== "invalid_request") throw error;
+      const reason = error.message;
+      this.#log.warn(
+        { event: "tokenizer_not_fused", sha256, reason },
+        "tokenizer has no fused form; its texts are encoded in a thread by the native package",
+      );
+    }
+    const thread = await NativeTokenizer.open(content, { limits });
+    return { tokenizer: new DeferringTokenizer(undefined), thread, backend: "native" };
+  }
+
+  /** Ends the threads; what they encode is dropped. */
+  close(): void {
+    for (const state of this.#tokenizers.values()) {
+      if (state.kind === "ready") void state.opened.thread.close();
+    }
   }
 
   /** The reader of a tokenizer and template, kept when a worker joins or leaves. */

@@ -37,7 +37,7 @@ export interface RouterServiceDependencies {
   readonly settle: () => void;
 }
 
-function place(d: RouterServiceDependencies, request: PlaceRequest): PlaceResponse {
+async function place(d: RouterServiceDependencies, request: PlaceRequest): Promise<PlaceResponse> {
   const { prompt } = request;
   const shared = {
     requestId: request.requestId === "" ? randomUUID() : request.requestId,
@@ -47,7 +47,7 @@ function place(d: RouterServiceDependencies, request: PlaceRequest): PlaceRespon
   let decision: Decision;
   switch (prompt?.$case) {
     case "body":
-      decision = d.decider.placeBody({
+      decision = await d.decider.placeBody({
         ...shared,
         path: prompt.value.path,
         json: prompt.value.json,

@@ -60,7 +60,15 @@ export type LoadOnlyReason =
   | "prompt_embeddings"
   | "no_tokenizer"
   | "no_chat_template"
-  | "unsupported_tokenizer";
+  | "unsupported_tokenizer"
+  /** Its text was to be encoded by the tokenizer's thread, which had too much to do, */
+  | "tokenizer_busy"
+  /** broke down, */
+  | "tokenizer_lost"
+  /** takes no text that long, */
+  | "tokenizer_limit"
+  /** or refused it. */
+  | "tokenizer_refused";
 
 /** Deepest nesting of a body. Deeper ones are refused before anything walks them. */
 const depthMax = 64;

@@ -1,5 +1,6 @@
 import type { HashRoot } from "../../../shared/core/block-hash.ts";
 import type { ScannedChat } from "../openai/scanned-body.ts";
+import type { DeferringTokenizer } from "./deferring-tokenizer.ts";
 
 /** A token that is looked for in text before anything else. */
 export interface AddedToken {
@@ -42,12 +43,24 @@ export interface ScannedChatReader {
   ): { readonly tokens: number; readonly hashes: Uint32Array } | undefined;
 }
 
+/** Encodes elsewhere what a tokenizer has put off (see `DeferringTokenizer`). */
+export interface TextEncoderLater {
+  readonly tokenizer: DeferringTokenizer;
+  /** Rejects with an error that has a `code` when the ids do not come within `deadlineMs` or are not wanted any more. */
+  encodeLater(
+    text: Uint8Array,
+    options: { readonly deadlineMs: number; readonly signal: AbortSignal },
+  ): Promise<Uint32Array>;
+}
+
 /** What is needed to turn a model's requests into block hashes. */
 export interface ModelRuntime {
   /** Absent until the worker has delivered it, or when its family is not supported. */
   readonly tokenizer: PromptTokenizer | undefined;
   /** Set when the tokenizer's family is not supported. */
   readonly unsupported: boolean;
+  /** Encodes what `tokenizer` puts off; absent when it puts nothing off. */
+  readonly later?: TextEncoderLater | undefined;
   readonly template: PromptTemplate | undefined;
   /** Absent for templates or tokenizers that it does not fit. */
   readonly chats?: ScannedChatReader | undefined;
