@@ -779,10 +779,10 @@ describe("peers", () => {
     expect(placedOn(core.place(placeInput({ dryRun: true }), at(103)))).toBe("w0");
   });
 
-  test("their snapshot closes what they no longer have open, and nothing of others", () => {
+  test("their snapshot closes what this life of them has no longer open, and nothing of others", () => {
     const core = twoWorkers();
     const own = core.place(placeInput(), at(1));
-    for (const id of ["r1.5.1", "r1.5.2", "r10.5.1"]) {
+    for (const id of ["r1.5.1", "r1.5.2", "r1.4.9", "r10.5.1"]) {
       core.peerReserved(
         {
           decisionId: id,
@@ -795,12 +795,8 @@ describe("peers", () => {
         at(2),
       );
     }
-    core.peerOpenOnly("r1", new Set(["r1.5.2"]), at(3));
-    expect(["r1.5.1", "r1.5.2", "r10.5.1", own.id].map((id) => core.book.isOpen(id))).toEqual([
-      false,
-      true,
-      true,
-      true,
-    ]);
+    core.peerOpenOnly("r1", 5n, new Set(["r1.5.2"]), at(3));
+    const ids = ["r1.5.1", "r1.5.2", "r1.4.9", "r10.5.1", own.id];
+    expect(ids.map((id) => core.book.isOpen(id))).toEqual([false, true, true, true, true]);
   });
 });

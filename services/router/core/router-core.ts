@@ -314,10 +314,13 @@ export class RouterCore {
     }
   }
 
-  /** A peer's snapshot named every reservation that it has open. */
-  peerOpenOnly(router: string, open: ReadonlySet<string>, now: MonoMs): void {
-    const prefix = `${router}.`;
-    this.book.closeWhere(
+  /**
+   * A peer's snapshot named every reservation that this life of it has open. What an earlier life placed may still
+   * run on its engine, and the new one knows nothing of it: records, reports and hard ends close that.
+   */
+  peerOpenOnly(router: string, epoch: bigint, open: ReadonlySet<string>, now: MonoMs): void {
+    const prefix = `${router}.${epoch}.`;
+    const closed = this.book.closeWhere(
       (r) => !r.own && r.decisionId.startsWith(prefix) && !open.has(r.decisionId),
       "released",
       now,

@@ -327,7 +327,7 @@ export class PeerService {
     peer.holds.clear();
     for (const key of named) peer.holds.add(key);
     const open = new Set(snapshot.reservations.map((r) => r.decisionId));
-    core.peerOpenOnly(peer.instance, open, now);
+    core.peerOpenOnly(peer.instance, peer.epoch, open, now);
     for (const wire of snapshot.reservations) core.peerReserved(reservationFromWire(wire), now);
     peer.synced = true;
   }
