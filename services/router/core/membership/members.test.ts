@@ -311,3 +311,15 @@ test("members are found by pool and model, wherever they move", () => {
   for (const key of keys("other")) members.remove(workerId(key));
   expect([keys("other"), members.poolOf("n")]).toEqual([[], undefined]);
 });
+
+test("of several pools that serve a model the first by id is chosen, whoever joined first", () => {
+  for (const order of [
+    ["a", "b", "c"],
+    ["c", "b", "a"],
+    ["b", "c", "a"],
+  ]) {
+    const members = new Members({ graceMs: 5_000, membersMax: 8, blockSizeTokens: 16 });
+    order.forEach((pool, index) => members.admit(memberFacts(index, { pool }), index, at(0)));
+    expect(members.poolOf("m")).toBe("a");
+  }
+});

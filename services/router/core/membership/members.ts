@@ -60,12 +60,21 @@ export class Members {
     return this.#pools.get(pool)?.values() ?? [];
   }
 
-  /** The pool that serves a model, or `undefined`. O(pools + members of pools with other models). */
+  /**
+   * The pool that serves a model, or `undefined`. Of several the first by id, so that all routers choose the same,
+   * whoever joined first. O(pools + members of pools with other models).
+   */
   poolOf(model: string): string | undefined {
+    let found: string | undefined;
     for (const [pool, members] of this.#pools) {
-      for (const member of members.values()) if (member.models.includes(model)) return pool;
+      if (found !== undefined && found < pool) continue;
+      for (const member of members.values()) {
+        if (!member.models.includes(model)) continue;
+        found = pool;
+        break;
+      }
     }
-    return undefined;
+    return found;
   }
 
   /** One member. */
