@@ -1,10 +1,8 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { duration, extension, type Config } from "./extension.ts";
+import { guardFilter } from "./filter-names.ts";
 import type { BodyMode, EnvoyOptions } from "./options.ts";
-
-/** Name of the guard filter, under which the routes carry its settings. */
-export const guardFilter = "kvmesh.model_guard";
 
 /** Static cluster of the routers' hot ports. */
 export const routerCluster = "router";

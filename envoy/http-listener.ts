@@ -7,13 +7,8 @@ import {
   poolHeader,
   relaysCluster,
 } from "./headers.ts";
-import {
-  extProcFilter,
-  guardFilter,
-  guardFilterConfig,
-  guardSettings,
-  routerFilter,
-} from "./http-filters.ts";
+import { guardFilter } from "./filter-names.ts";
+import { extProcFilter, guardFilterConfig, guardSettings, routerFilter } from "./http-filters.ts";
 import { localReplyConfig } from "./local-replies.ts";
 import type { EnvoyOptions } from "./options.ts";
 import { inferencePaths, nothingRoute, pathMatch } from "./public-paths.ts";

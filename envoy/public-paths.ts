@@ -1,5 +1,5 @@
 import { typed, type Config } from "./extension.ts";
-import { guardFilter } from "./http-filters.ts";
+import { guardFilter } from "./filter-names.ts";
 
 /**
  * Paths of the OpenAI API that ask a model for something: what a public caller may send. Engines have many more, and some
