@@ -325,6 +325,7 @@ export class RouterCore {
       "released",
       now,
     );
+    for (const { reservation } of closed) this.#freed(reservation.workerId);
   }
 
   /** Ends what has run out. Call about every 250 ms. */
