@@ -59,7 +59,6 @@ export class ChatReader {
   readonly #options: ChatReaderOptions;
   readonly #program: TemplateProgram;
   readonly #chain: PromptChain;
-  readonly #constants: ReadonlyMap<string, Value>;
   #bound: PromptText[] = [];
   #read = 0;
   #left = 0;
@@ -72,7 +71,8 @@ export class ChatReader {
     this.#program = new TemplateProgram(options.syntax, (text) => cuts.cut(text), texts);
     this.#chain = new PromptChain(options.tokenizer, { bytesMax: options.chainBytesMax });
     const named = { bos_token: bos, eos_token: eos, pad_token: pad, unk_token: unk };
-    this.#constants = new Map(Object.entries(named).filter(([, text]) => text !== undefined));
+    const given = Object.entries(named).filter(([, text]) => text !== undefined);
+    this.#program.setConstants(Object.fromEntries(given), templateFunctions);
   }
 
   get figures(): ChatReaderFigures {
@@ -87,7 +87,9 @@ export class ChatReader {
     // Where the last message ends in the rendered text is for the library to find.
     if (chat.continueFinalMessage) return undefined;
     try {
-      const parts = this.#program.run(this.#variables(chat));
+      // The library refuses to be told what this is.
+      if (Object.hasOwn(chat.templateKwargs, "namespace")) return undefined;
+      const parts = this.#program.run(chat.templateKwargs, this.#variables(chat));
       const prompt = this.#chain.read(parts, root, blockSizeTokens);
       this.#read++;
       return prompt;
@@ -102,21 +104,14 @@ export class ChatReader {
     }
   }
 
-  #variables(chat: ScannedChat): ReadonlyMap<string, Value> {
-    const variables = new Map(this.#constants);
-    for (const [name, value] of Object.entries(chat.templateKwargs)) {
-      variables.set(name, value as Value);
-    }
-    // The library refuses to be told what this is.
-    if (variables.has("namespace")) throw new NotRendered();
-    for (const [name, value] of templateFunctions) variables.set(name, value);
-    variables.set(
-      "messages",
-      chat.messages.map((message) => this.#message(chat.bytes, message)),
-    );
-    variables.set("tools", this.#tools(chat));
-    variables.set("add_generation_prompt", chat.addGenerationPrompt);
-    return variables;
+  #variables(chat: ScannedChat): Record<string, Value> {
+    const messages: Value[] = [];
+    for (const message of chat.messages) messages.push(this.#message(chat.bytes, message));
+    return {
+      messages,
+      tools: this.#tools(chat),
+      add_generation_prompt: chat.addGenerationPrompt,
+    };
   }
 
   #tools({ bytes, tools }: ScannedChat): Value {

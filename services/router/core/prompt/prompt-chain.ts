@@ -1,7 +1,7 @@
 import { hashBlocks, type HashRoot } from "../../../shared/core/block-hash.ts";
 import type { PromptTokenizer } from "./model-runtime.ts";
 import { PromptPieces } from "./prompt-pieces.ts";
-import { LiteralText, PromptText, type Part } from "./prompt-text.ts";
+import { PromptText, type LiteralText, type Part } from "./prompt-text.ts";
 
 /** A prompt's length and the hashes of its blocks. */
 export interface HashedPrompt {
@@ -10,7 +10,7 @@ export interface HashedPrompt {
   readonly hashes: Uint32Array;
 }
 
-/** Where a chain of blocks stands behind some part of a prompt that ends with an added token, or behind its last part. */
+/** Where a chain of blocks stands behind some part of a prompt, or behind its last part. */
 interface ChainState {
   readonly tokens: number;
   /** Hash of the last full block. */
@@ -20,56 +20,62 @@ interface ChainState {
   readonly tail: Uint32Array;
   /** Hashes of the blocks that were filled since the state before this one, as (lo, hi) pairs. */
   readonly hashes: Uint32Array;
-  /** What the last part spells behind its last added token. */
+  /** What has been spelled behind the last added token. */
   readonly carry: string;
 }
 
-/** What a node of the tree stands for: a text by its number, any other part by itself. */
-type PartKey = number | string | LiteralText;
-
-/** Children beyond this many are looked up in a map. */
-const childrenListedMax = 6;
+/** Branches beyond this many are looked up in a map. */
+const listedMax = 6;
 
 /** Memory of a node, and of a state beside its arrays, bytes; estimates. */
-const nodeBytes = 120;
+const nodeBytes = 160;
 const stateBytes = 320;
 
-/** A beginning of prompts, by the parts it is made of. */
-class PrefixNode {
-  readonly key: PartKey;
-  readonly #listed: PrefixNode[] = [];
-  #mapped: Map<PartKey, PrefixNode> | undefined;
-  /** When all before and in this part is tokenised. */
-  state: ChainState | undefined;
-  /** When the prompt ends here. */
-  end: ChainState | undefined;
+/** What leads on from a node, by what comes next. */
+class Branches<K, N> {
+  #keys: K[] = [];
+  #nodes: N[] = [];
+  #mapped: Map<K, N> | undefined;
 
-  constructor(key: PartKey) {
-    this.key = key;
-  }
-
-  find(key: PartKey): PrefixNode | undefined {
+  find(key: K): N | undefined {
     if (this.#mapped !== undefined) return this.#mapped.get(key);
-    const listed = this.#listed;
-    for (let i = 0; i < listed.length; i++) {
-      const child = listed[i] as PrefixNode;
-      if (child.key === key) return child;
-    }
+    const keys = this.#keys;
+    for (let i = 0; i < keys.length; i++) if (keys[i] === key) return this.#nodes[i];
     return undefined;
   }
 
-  add(key: PartKey): PrefixNode {
-    const child = new PrefixNode(key);
-    if (this.#mapped !== undefined) this.#mapped.set(key, child);
-    else {
-      this.#listed.push(child);
-      if (this.#listed.length > childrenListedMax) {
-        this.#mapped = new Map(this.#listed.map((node) => [node.key, node]));
-        this.#listed.length = 0;
-      }
+  add(key: K, node: N): N {
+    if (this.#mapped !== undefined) this.#mapped.set(key, node);
+    else if (this.#keys.length < listedMax) {
+      this.#keys.push(key);
+      this.#nodes.push(node);
+    } else {
+      this.#mapped = new Map(this.#keys.map((known, i) => [known, this.#nodes[i] as N]));
+      this.#mapped.set(key, node);
+      this.#keys = [];
+      this.#nodes = [];
     }
-    return child;
+    return node;
   }
+}
+
+/** Parts without a text of the request, as they stand between two such texts. The same parts are the same object. */
+class Connector {
+  readonly parts: readonly (string | LiteralText)[];
+  readonly next = new Branches<string | LiteralText, Connector>();
+
+  constructor(parts: readonly (string | LiteralText)[]) {
+    this.parts = parts;
+  }
+}
+
+/** A beginning of prompts; texts stand in it by their numbers. */
+class PrefixNode {
+  readonly next = new Branches<number | Connector, PrefixNode>();
+  /** When it ends with a connector that has an added token. */
+  state: ChainState | undefined;
+  /** When a prompt ends here. */
+  end: ChainState | undefined;
 }
 
 /** Most roots of chains that are kept apart. */
@@ -85,6 +91,7 @@ export class PromptChain {
   readonly #pieces: PromptPieces;
   readonly #bytesMax: number;
   readonly #roots = new Map<string, PrefixNode>();
+  #connectors = new Connector([]);
   #bytes = 0;
   #ids = new Uint32Array(1 << 12);
   #count = 0;
@@ -98,81 +105,123 @@ export class PromptChain {
   /** Length and block hashes of the prompt that `parts` make up. */
   read(parts: readonly Part[], root: HashRoot, blockSizeTokens: number): HashedPrompt {
     let node = this.#root(root, blockSizeTokens);
-    let state: ChainState = node.state ?? start(root);
+    let state: ChainState = {
+      tokens: 0,
+      lo: root.lo,
+      hi: root.hi,
+      tail: none,
+      hashes: none,
+      carry: "",
+    };
+    const units = this.#units(parts);
     const found: Uint32Array[] = [];
-    let next = 0;
-    /** The node, and how many parts it covers, of the last state that was found. */
-    let at = node;
+    /** The node of the last state that was found, and how many units lead to it. */
+    let known = node;
     let covered = 0;
-    while (next < parts.length) {
-      const child = node.find(keyOf(parts[next] as Part));
-      if (child === undefined) break;
-      node = child;
-      next++;
+    for (let i = 0; i < units.length; i++) {
+      const unit = units[i] as PromptText | Connector;
+      const next = node.next.find(unit instanceof PromptText ? unit.id : unit);
+      if (next === undefined) break;
+      node = next;
       if (node.state !== undefined) {
         state = node.state;
         found.push(state.hashes);
-        at = node;
-        covered = next;
+        known = node;
+        covered = i + 1;
+      }
+      if (i === units.length - 1 && node.end !== undefined) {
+        found.push(node.end.hashes);
+        return { tokens: node.end.tokens, hashes: joined(found) };
       }
     }
-    if (next === parts.length && node.end !== undefined) {
-      found.push(node.end.hashes);
-      return { tokens: node.end.tokens, hashes: joined(found) };
-    }
-    const tokens = this.#extend(at, state, parts, covered, { found, blockSizeTokens });
+    const tokens = this.#extend(known, state, units.slice(covered), { found, blockSizeTokens });
     return { tokens, hashes: joined(found) };
   }
 
   #root(root: HashRoot, blockSizeTokens: number): PrefixNode {
+    if (this.#bytes > this.#bytesMax || this.#roots.size > rootsMax) {
+      this.#roots.clear();
+      this.#connectors = new Connector([]);
+      this.#bytes = 0;
+    }
     const key = `${root.lo} ${root.hi} ${blockSizeTokens}`;
     let node = this.#roots.get(key);
-    if (node === undefined || this.#bytes > this.#bytesMax) {
-      if (this.#bytes > this.#bytesMax || this.#roots.size >= rootsMax) {
-        this.#roots.clear();
-        this.#bytes = 0;
-      }
-      node = new PrefixNode("");
+    if (node === undefined) {
+      node = new PrefixNode();
       this.#roots.set(key, node);
     }
     return node;
   }
 
-  /** Tokenises and hashes `parts` from `from` on, behind `node`. Adds hashes to `found`; returns the prompt's length. */
+  /** Texts, and connectors between them. */
+  #units(parts: readonly Part[]): (PromptText | Connector)[] {
+    const units: (PromptText | Connector)[] = [];
+    const empty = this.#connectors;
+    let connector = empty;
+    for (const part of parts) {
+      if (part instanceof PromptText) {
+        if (connector !== empty) units.push(connector);
+        units.push(part);
+        connector = empty;
+        continue;
+      }
+      const next = connector.next.find(part);
+      if (next === undefined) {
+        this.#bytes += nodeBytes + 8 * connector.parts.length;
+        if (typeof part === "string") this.#bytes += 2 * part.length;
+        connector = connector.next.add(part, new Connector([...connector.parts, part]));
+      } else connector = next;
+    }
+    if (connector !== empty) units.push(connector);
+    return units;
+  }
+
+  /** Tokenises and hashes `units` behind a node. Adds hashes to `found`; returns the prompt's length. */
   #extend(
     first: PrefixNode,
     before: ChainState,
-    parts: readonly Part[],
-    from: number,
+    units: readonly (PromptText | Connector)[],
     to: { readonly found: Uint32Array[]; readonly blockSizeTokens: number },
   ): number {
     let node = first;
     let state = before;
     this.#begin(state);
-    for (let i = from; i < parts.length; i++) {
-      const part = parts[i] as Part;
-      const key = keyOf(part);
-      let child = node.find(key);
-      if (child === undefined) {
-        child = node.add(key);
-        this.#bytes += nodeBytes + (typeof key === "string" ? key.length : 0);
+    for (const unit of units) {
+      const key = unit instanceof PromptText ? unit.id : unit;
+      let next = node.next.find(key);
+      if (next === undefined) {
+        next = node.next.add(key, new PrefixNode());
+        this.#bytes += nodeBytes;
       }
-      node = child;
-      if (!(part instanceof LiteralText)) {
-        this.#piece.push(part);
-        continue;
+      node = next;
+      if (unit instanceof PromptText) this.#piece.push(unit);
+      else if (this.#connect(unit)) {
+        // Behind an added token of a connector there are no texts.
+        const carry = this.#piece.filter((part) => typeof part === "string").join("");
+        state = this.#close(state, carry, to.blockSizeTokens);
+        node.state = state;
+        to.found.push(state.hashes);
+        this.#begin(state);
       }
-      const carry = this.#literal(part);
-      state = this.#close(state, carry, to.blockSizeTokens);
-      node.state = state;
-      to.found.push(state.hashes);
-      this.#begin(state);
     }
     this.#flush();
     const end = this.#close(state, "", to.blockSizeTokens);
     node.end = end;
     to.found.push(end.hashes);
     return end.tokens;
+  }
+
+  /** Takes a connector in; says whether it has an added token, behind which the piece at hand begins. */
+  #connect({ parts }: Connector): boolean {
+    let closed = false;
+    for (const part of parts) {
+      if (typeof part === "string") this.#piece.push(part);
+      else {
+        closed = true;
+        this.#literal(part);
+      }
+    }
+    return closed;
   }
 
   #begin({ tail, carry }: ChainState): void {
@@ -182,16 +231,16 @@ export class PromptChain {
     if (carry !== "") this.#piece.push(carry);
   }
 
-  /** Ends the piece at hand at each token of `literal`; returns what is left behind the last one. */
-  #literal({ texts, tokens }: LiteralText): string {
-    for (let i = 0; i < tokens.length; i++) {
+  /** Ends the piece at hand at each token of `literal`. */
+  #literal({ texts, tokens }: LiteralText): void {
+    for (let i = 0; i <= tokens.length; i++) {
       const text = texts[i] as string;
       if (text !== "") this.#piece.push(text);
+      if (i === tokens.length) return;
       this.#flush();
       this.#room(1);
       this.#ids[this.#count++] = tokens[i] as number;
     }
-    return texts[tokens.length] as string;
   }
 
   #close(before: ChainState, carry: string, blockSizeTokens: number): ChainState {
@@ -232,15 +281,7 @@ export class PromptChain {
   }
 }
 
-function start({ lo, hi }: HashRoot): ChainState {
-  return { tokens: 0, lo, hi, tail: none, hashes: none, carry: "" };
-}
-
 const none = new Uint32Array(0);
-
-function keyOf(part: Part): PartKey {
-  return part instanceof PromptText ? part.id : part;
-}
 
 function joined(arrays: readonly Uint32Array[]): Uint32Array {
   let length = 0;

@@ -59,6 +59,8 @@ export class TemplateProgram {
   readonly #slots = new Map<string, number>();
   readonly #namespaceSlot: number;
   readonly #body: Statement;
+  #constants: Scope["values"];
+  #fixed: ReadonlyMap<string, Value> = new Map();
   /** Texts with added tokens that the template spells, and those of its special tokens. */
   readonly #literals = new Map<string, LiteralText>();
   readonly #cutText: (text: string) => LiteralText | undefined;
@@ -76,20 +78,41 @@ export class TemplateProgram {
     for (const text of specialTokens) this.#spell(text);
     this.#namespaceSlot = this.#slot("namespace");
     this.#body = this.#block(program.body as readonly TemplateNode[]);
+    this.#constants = this.#scope(undefined).values;
+    this.setConstants({}, this.#fixed);
+  }
+
+  /** Variables that are the same for every prompt; others do not replace those of `fixed`. */
+  setConstants(defaults: Readonly<Record<string, Value>>, fixed: ReadonlyMap<string, Value>): void {
+    const { values } = this.#scope(undefined);
+    values[this.#namespaceSlot] = namespaceMaker;
+    for (const [name, value] of [...Object.entries(defaults), ...fixed]) {
+      const slot = this.#slots.get(name);
+      if (slot !== undefined) values[slot] = value;
+    }
+    this.#constants = values;
+    this.#fixed = fixed;
   }
 
   /** The parts of a prompt. Throws `NotRendered` when the library has to render it. */
-  run(variables: ReadonlyMap<string, Value>): Part[] {
-    const scope = this.#scope(undefined);
-    scope.values[this.#namespaceSlot] = namespaceMaker;
-    for (const [name, value] of variables) {
-      const slot = this.#slots.get(name);
-      if (slot !== undefined) scope.values[slot] = value;
+  run(
+    kwargs: Readonly<Record<string, unknown>>,
+    variables: Readonly<Record<string, Value>>,
+  ): Part[] {
+    const scope: Scope = { values: this.#constants.slice(), parent: undefined };
+    for (const name of Object.keys(kwargs)) {
+      if (!this.#fixed.has(name)) this.#assign(scope, name, kwargs[name] as Value);
     }
+    for (const name of Object.keys(variables)) this.#assign(scope, name, variables[name]);
     const out: Part[] = [];
     // A break outside a loop is an error.
     if (this.#body(scope, out) !== 0) giveUp();
     return out;
+  }
+
+  #assign(scope: Scope, name: string, value: Value): void {
+    const slot = this.#slots.get(name);
+    if (slot !== undefined) scope.values[slot] = value;
   }
 
   /** A text that the template spells. */
