@@ -9,7 +9,7 @@ import { formatTraceparent } from "../../shared/edge/tracing.ts";
 import type { Decision } from "../core/decisions/decision.ts";
 import type { Answer, ExchangeRequest, ImmediateAnswer } from "../core/exchange/exchange.ts";
 import { readHints } from "../core/admission/request-hints.ts";
-import { noHeaders, type RequestHeaderName } from "../core/exchange/request-headers.ts";
+import type { RequestHeaderName } from "../core/exchange/request-headers.ts";
 import { answerFormOf } from "../core/openai/answer-form.ts";
 import { BodyReader } from "../core/openai/body-reader.ts";
 import type { OpenAiRequest } from "../core/openai/openai-request.ts";
@@ -91,7 +91,10 @@ export class Decider implements RequestDecider {
       if (made !== undefined) {
         // Nothing else of it is looked at.
       } else if (context.method === "GET" || context.method === "HEAD") {
-        made = this.#headersOnly(context, spans, answer);
+        made = this.#headersOnly(context, spans);
+        // A body has no meaning there, if one came at all.
+        const bare = { headers: request.headers, body: [], bodyBytes: 0, truncated: false };
+        if (made === undefined) waiting = this.#route(bare, context, spans, answer);
       } else waiting = this.#route(request, context, spans, answer);
     } catch (error) {
       const mesh = toMeshError(error);
@@ -176,25 +179,13 @@ export class Decider implements RequestDecider {
     return { ...answer, status, headers: [...answer.headers, ...headers] };
   }
 
-  /** `undefined` when the answer is given, or will be, by `answer`. */
-  #headersOnly(
-    context: RequestContext,
-    spans: RouteSpans,
-    answer: (answer: Answer) => void,
-  ): Answer | undefined {
+  /** Answers what asks for no worker; `undefined` for the rest. */
+  #headersOnly(context: RequestContext, spans: RouteSpans): Answer | undefined {
     const question = modelsQuestion(context.path);
-    if (question !== undefined) {
-      const answer = this.#models(question.id);
-      spans.answered("models", context.requestId);
-      return answer;
-    }
-    this.#route(
-      { headers: noHeaders, body: [], bodyBytes: 0, truncated: false },
-      context,
-      spans,
-      answer,
-    );
-    return undefined;
+    if (question === undefined) return undefined;
+    const answer = this.#models(question.id);
+    spans.answered("models", context.requestId);
+    return answer;
   }
 
   /** The models that are served, or the one of that id. Throws `model_not_found`. */
