@@ -287,7 +287,7 @@ export class PeerLinks {
             const call = link.router.explain(
               question,
               new Metadata(),
-              { deadline: new Date(this.#d.clock.wallUnixUs() / 1_000 + askMsMax) },
+              { deadline: Date.now() + askMsMax },
               (error, response) => {
                 resolve(error === null ? response : undefined);
               },
@@ -310,7 +310,7 @@ export class PeerLinks {
             link.router.setPolicy(
               request,
               new Metadata(),
-              { deadline: new Date(this.#d.clock.wallUnixUs() / 1_000 + askMsMax) },
+              { deadline: Date.now() + askMsMax },
               (error, response) => {
                 resolve(error === null ? response.appliedBy : []);
               },
