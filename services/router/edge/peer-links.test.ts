@@ -9,9 +9,11 @@ import { parseCidr } from "../../shared/core/cidr.ts";
 import type { Clock } from "../../shared/core/clock.ts";
 import { monoMs } from "../../shared/core/ids.ts";
 import { realClock } from "../../shared/edge/clock.ts";
+import { createChannelCredentials } from "../../shared/edge/grpc-client.ts";
 import { createGrpcServer, listen, type GrpcServer } from "../../shared/edge/grpc-server.ts";
 import { createKeysFile, loadKeys, type MeshKeys } from "../../shared/edge/keys.ts";
 import {
+  PeerClient,
   PeerService as PeerDefinition,
   type PeerServer,
   type PeerSnapshot,
@@ -48,6 +50,7 @@ const soon = { timeout: 10_000, interval: 10 };
 let folder: string;
 let keys: MeshKeys;
 let server: GrpcServer;
+let address: string;
 let links: PeerLinks;
 let dropped: number;
 
@@ -78,8 +81,9 @@ async function connect(service: PeerServer, snapshot: PeerSnapshot): Promise<voi
   });
   server.add(PeerDefinition, service);
   const port = await listen(server.server, "127.0.0.1", 0);
+  address = `127.0.0.1:${port}`;
   links = new PeerLinks({
-    addresses: [`127.0.0.1:${port}`],
+    addresses: [address],
     instance: "r1",
     epoch: 1,
     keys,
@@ -302,3 +306,52 @@ test("a peer's bad notices are counted and left out; its good ones are taken", a
   expect(core.members.size).toBe(1);
   expect(service.syncedCount).toBe(1);
 });
+
+test("a lost peer is forgotten after a minute, and with it the epoch that an older one is refused by", async () => {
+  let aheadMs = 0;
+  const clock: Clock = { ...realClock, now: () => monoMs(realClock.now() + aheadMs) };
+  const service = peerService(routerCore(), clock);
+  await connect(service.service, { members: [], reservations: [] });
+  await vi.waitFor(() => {
+    expect(service.syncedCount).toBe(1);
+  }, soon);
+  links.stop();
+  await vi.waitFor(() => {
+    expect(service.lostCount).toBe(1);
+  }, soon);
+  aheadMs += 50_000;
+  service.tick();
+  expect(service.states()).toMatchObject([{ instance: "r1", state: "lost" }]);
+  aheadMs += 11_000;
+  service.tick();
+  expect(service.states()).toEqual([]);
+});
+
+test("streams of peers are bounded, and one that ended makes room", async () => {
+  const refused: string[] = [];
+  const service = peerService(routerCore(), realClock, refused);
+  await connect(service.service, { members: [], reservations: [] });
+  await vi.waitFor(() => {
+    expect(service.syncedCount).toBe(1);
+  }, soon);
+  const client = new PeerClient(address, createChannelCredentials());
+  try {
+    const open = () => client.sync().on("error", () => undefined);
+    const calls = Array.from({ length: 64 }, open);
+    await vi.waitFor(() => {
+      expect(refused).toEqual(["hello"]);
+    }, soon);
+    calls[0]?.cancel();
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    open();
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    expect(refused).toEqual(["hello"]);
+    // None of the 63 says hello: they are ended, and the peer that did stays.
+    await vi.waitFor(() => {
+      expect(refused.length).toBe(64);
+    }, soon);
+    expect(service.syncedCount).toBe(1);
+  } finally {
+    client.close();
+  }
+}, 15_000);

@@ -37,6 +37,13 @@ const silenceMsMax = 2_500;
 /** How long a peer whose stream ended may take to come back before its members count as not held, ms. */
 const returnMsMax = 1_000;
 
+/** A stream that has not said hello by then is ended, ms. */
+const helloMsMax = 5_000;
+/** Streams at once: a mesh has fewer routers. */
+const streamsMax = 64;
+/** A lost router is forgotten by then, ms: one restarted after its clock went back may join again. */
+const forgetMsMax = 60_000;
+
 interface KnownPeer {
   readonly instance: string;
   epoch: bigint;
@@ -69,6 +76,7 @@ export interface PeerServiceDependencies {
 export class PeerService {
   readonly #d: PeerServiceDependencies;
   readonly #peers = new Map<string, KnownPeer>();
+  #streams = 0;
 
   constructor(dependencies: PeerServiceDependencies) {
     this.#d = dependencies;
@@ -129,17 +137,36 @@ export class PeerService {
         this.#d.log.warn({ event: "peer_lost", peer: peer.instance }, "peer lost");
         this.#d.settle();
       }
+      if (peer.call === undefined && now - peer.heardAt > forgetMsMax) {
+        this.#peers.delete(peer.instance);
+      }
     }
   }
 
   #accept(call: Call): void {
     const { log, onRefused } = this.#d;
+    const refuse = (code: "deadline_exceeded" | "overloaded", reason: string): void => {
+      onRefused("hello");
+      log.warn({ event: "peer_refused", code, reason }, "peer refused");
+      call.emit("error", toServiceError(new MeshError(code, reason)));
+    };
+    if (this.#streams >= streamsMax) {
+      call.on("error", () => undefined);
+      refuse("overloaded", `${streamsMax} streams of peers are open, the maximum`);
+      return;
+    }
+    this.#streams++;
+    const deadline = setTimeout(() => {
+      refuse("deadline_exceeded", `no hello within ${helloMsMax} ms`);
+    }, helloMsMax);
+    let isOpen = true;
     let peer: KnownPeer | undefined;
     const sequence = new SequenceCheck();
     call.on("data", (request: SyncRequest) => {
       try {
         if (request.message?.$case === "hello") {
           peer = this.#hello(call, request.message.value);
+          clearTimeout(deadline);
         } else if (peer === undefined) {
           throw new MeshError("invalid_request", "the first message must be hello");
         } else this.#receive(peer, call, request, sequence);
@@ -152,6 +179,9 @@ export class PeerService {
       this.#d.settle();
     });
     const ended = (): void => {
+      clearTimeout(deadline);
+      if (isOpen) this.#streams--;
+      isOpen = false;
       if (peer !== undefined) this.#streamEnded(peer, call);
     };
     call.on("end", () => {
