@@ -18,7 +18,7 @@ function explain(key: ExplainRequest["key"]): Promise<ExplainResponse> {
   return new Promise((resolve, reject) => {
     service.explain(call as never, (error, response) => {
       if (error === null && response !== null && response !== undefined) resolve(response);
-      else reject(new Error(String((error)?.details)));
+      else reject(new Error(String(error?.details)));
     });
   });
 }
