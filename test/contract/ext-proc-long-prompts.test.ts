@@ -12,13 +12,20 @@ import { qwen3Folder } from "../support/tokenizer-oracle.ts";
 
 // Each test has its own: requests that nobody ends fill the workers.
 let router: ExtProcRouter;
-beforeEach(async () => {
-  const { tokenizerJson, chatTemplate = "" } = await readModelFiles(qwen3Folder);
-  router = await startExtProcRouter({ model: { tokenizerJson, chatTemplate } });
-}, 30_000);
 afterEach(() => {
   router.stop();
 });
+
+/** A family that the fused tokenizer does not have: whole words. */
+function wordLevelFile(): Uint8Array {
+  const model = {
+    type: "WordLevel",
+    vocab: { "<unk>": 0, hello: 1, world: 2 },
+    unk_token: "<unk>",
+  };
+  const file = { version: "1.0", added_tokens: [], pre_tokenizer: { type: "Whitespace" }, model };
+  return new TextEncoder().encode(JSON.stringify(file));
+}
 
 function send(path: string, id: string, body: object): Promise<PeerOutcome> {
   const headers = { ":path": path, "x-request-id": id };
@@ -37,7 +44,27 @@ const chat = (id: string, ...contents: string[]): Promise<PeerOutcome> =>
     messages: contents.map((content, i) => ({ role: i % 2 === 0 ? "user" : "assistant", content })),
   });
 
+describe("a family without a fused tokenizer", () => {
+  test("is tokenised by the native package", async () => {
+    const model = { tokenizerJson: wordLevelFile(), chatTemplate: "{{ messages[0].content }}" };
+    router = await startExtProcRouter({ model });
+    await complete("text", "hello world again");
+    await chat("chat", "hello world");
+    const decisions = ["text", "chat"].map((id) => router.core.decisions.byRequest(id));
+    expect(decisions.map((d) => [d?.loadOnlyReason, d?.promptTokens])).toEqual([
+      ["", 3],
+      ["", 2],
+    ]);
+    expect(await router.metric("tokenizerTexts", { outcome: "encoded" })).toBe(2);
+  }, 30_000);
+});
+
 describe("prompts that take long to tokenise", () => {
+  beforeEach(async () => {
+    const { tokenizerJson, chatTemplate = "" } = await readModelFiles(qwen3Folder);
+    router = await startExtProcRouter({ model: { tokenizerJson, chatTemplate } });
+  }, 30_000);
+
   test("let requests that come later be answered first", async () => {
     const order: string[] = [];
     const note = async (name: string, outcome: Promise<PeerOutcome>): Promise<PeerOutcome> => {

@@ -2,10 +2,10 @@ import { encodingCost } from "./encoding-cost.ts";
 import type { AddedToken, PromptTokenizer } from "./model-runtime.ts";
 
 /**
- * Text of one prompt that may be encoded at once, in bytes of ordinary text (see `encodingCost`): about 5 ms of work,
+ * Text of one prompt that may be encoded at once, in bytes of ordinary text (see `encodingCost`): 5 ms of work at most,
  * more of which would keep other requests waiting.
  */
-export const inlineCostMax = 1 << 16;
+export const inlineCostMax = 40 << 10;
 
 /** Thrown when a prompt cannot be read yet: one of its texts is to be encoded elsewhere first. */
 export class TokensAwaited extends Error {}
