@@ -385,8 +385,10 @@ async function startRouter(config: Config): Promise<RunningService> {
       // An Envoy needs two failed health checks before it stops asking; requests are answered until then.
       const serveMs = Math.min(envoys.serveMs(clock.now()), Math.max(0, config.drainMsMax - 1_000));
       membership.drain(serveMs);
+      // Peers hear of every placement until the last one, and of the goodbye after it.
+      await clock.sleep(serveMs);
       peers.stop();
-      await clock.sleep(Math.max(serveMs, farewellMs));
+      await clock.sleep(farewellMs);
       clearInterval(ticker);
       admissionTimer.stop();
       demand.stop();

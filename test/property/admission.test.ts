@@ -30,6 +30,17 @@ const event = fc.oneof(
 );
 
 describe("Admission", () => {
+  test("refuses who waits when it stops, and everyone after", () => {
+    const pool = new AdmissionPool({ servers: 1, roomMs: 1 });
+    const request = { className: "", tenant: "a", costMs: 100, ttftMs: undefined, only: undefined };
+    for (const id of [0, 1]) pool.arrive({ ...request, id });
+    const late = pool.admission.stop(pool.now);
+    expect(late.map(({ refusal }) => refusal.reason)).toEqual(["shutting_down"]);
+    pool.advanceTo(10_000);
+    pool.arrive({ ...request, id: 2 });
+    expect(pool.ends.at(-1)?.refusal?.reason).toBe("shutting_down");
+  });
+
   test("answers every request exactly once, within its bounds, and lets no room stand idle", () => {
     fc.assert(
       fc.property(fc.array(event, { maxLength: 250 }), (events) => {

@@ -12,6 +12,7 @@ export class AdmissionTimer {
   readonly #clock: Clock;
   #timer: NodeJS.Timeout | undefined;
   #dueAt = Infinity;
+  #stopped = false;
 
   constructor(core: RouterCore, clock: Clock) {
     this.#core = core;
@@ -20,6 +21,7 @@ export class AdmissionTimer {
 
   /** Decides what can be decided now, and sees to it that the rest is looked at in time. Call after every event. */
   run(): void {
+    if (this.#stopped) return;
     const now = this.#clock.now();
     this.#core.pump(now);
     const wakeAt = this.#core.wakeAt(now);
@@ -34,8 +36,9 @@ export class AdmissionTimer {
     }, dueAt - now);
   }
 
-  /** Ends the timer; what waits is for `RouterCore.stopWaiting`. */
+  /** Ends the timer for good; what waits is for `RouterCore.stopWaiting`. */
   stop(): void {
+    this.#stopped = true;
     clearTimeout(this.#timer);
     this.#dueAt = Infinity;
   }

@@ -72,6 +72,13 @@ const passedOverMax = 8;
 /** What a limit that is not kept in time is allowed beyond, as a factor: predictions err. */
 const slack = 4;
 
+const stopRefusal: Refusal = {
+  reason: "shutting_down",
+  isTenantLimit: false,
+  retryAfterMs: retryMsMin,
+  message: "this router stops",
+};
+
 const answered: Arrival<never> = { kind: "answered" };
 
 /**
@@ -101,6 +108,7 @@ export class Admission<T> {
   /** The request at the head that found no room, and until when trying it again is useless. */
   #blockedSeq = -1;
   #blockedUntil = 0;
+  #stopped = false;
   readonly #onServed: ServiceListener | undefined;
 
   /** `onServed` is called with every request served, for those who share the accounts. */
@@ -171,6 +179,7 @@ export class Admission<T> {
     const state = this.#state(asked.className);
     const ask =
       asked.className === state.spec.name ? asked : { ...asked, className: state.spec.name };
+    if (this.#stopped) return { kind: "refused", refusal: stopRefusal };
     const rateWaitMs = this.#rates.waitMs(ask.tenant, now);
     if (rateWaitMs > 0) return this.#refuseRate(ask, rateWaitMs);
     const isFirst = this.queue.count === 0 || state.spec.priority > this.queue.headPriority();
@@ -229,17 +238,12 @@ export class Admission<T> {
     return Math.min(first.expiresAt, isBlocked ? Math.max(now, this.#blockedUntil) : now);
   }
 
-  /** Refuses everyone who waits: this router stops. */
+  /** Refuses everyone who waits, and from now on everyone who arrives: this router stops. */
   stop(now: MonoMs): LateRefusal<T>[] {
+    this.#stopped = true;
     for (let waiter = this.#expiry.first; waiter !== undefined; waiter = this.#expiry.first) {
       this.#takeOut(waiter, now);
-      const refusal: Refusal = {
-        reason: "shutting_down",
-        isTenantLimit: false,
-        retryAfterMs: retryMsMin,
-        message: "this router stops",
-      };
-      this.#late.push({ waiter, refusal });
+      this.#late.push({ waiter, refusal: stopRefusal });
     }
     const late = this.#late;
     this.#late = [];
