@@ -368,7 +368,8 @@ async function startRouter(config: Config): Promise<RunningService> {
     const connections = hot.connections();
     if (connections >= 0) metrics.hotConnections.set(connections);
     metrics.peers.set({ state: "synced" }, peerService.syncedCount);
-    metrics.peers.set({ state: "lost" }, peerService.lostCount);
+    const missing = Math.max(0, config.peers.length - peerService.syncedCount);
+    metrics.peers.set({ state: "lost" }, missing);
     core.setWallOffset(clock.wallUnixUs() / 1_000 - now);
     settle();
     effects.gauges();

@@ -241,7 +241,7 @@ export const routerMetrics = {
   peers: {
     name: "kvmesh_router_peers",
     kind: "gauge",
-    help: "Peers by state: synced, lost.",
+    help: "Peers of router.peers by state: synced, lost (not heard or not synced, also those never seen).",
     labels: ["state"],
   },
   peerMessagesDropped: {

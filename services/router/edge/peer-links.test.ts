@@ -7,10 +7,16 @@ import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { memberNotice, routerCore } from "../../../test/support/router-builders.ts";
 import { parseCidr } from "../../shared/core/cidr.ts";
 import type { Clock } from "../../shared/core/clock.ts";
+import { MeshError } from "../../shared/core/errors.ts";
 import { monoMs } from "../../shared/core/ids.ts";
 import { realClock } from "../../shared/edge/clock.ts";
 import { createChannelCredentials } from "../../shared/edge/grpc-client.ts";
-import { createGrpcServer, listen, type GrpcServer } from "../../shared/edge/grpc-server.ts";
+import {
+  createGrpcServer,
+  listen,
+  toServiceError,
+  type GrpcServer,
+} from "../../shared/edge/grpc-server.ts";
 import { createKeysFile, loadKeys, type MeshKeys } from "../../shared/edge/keys.ts";
 import {
   PeerClient,
@@ -355,3 +361,29 @@ test("streams of peers are bounded, and one that ended makes room", async () => 
     client.close();
   }
 }, 15_000);
+
+test("a refusal is told at warn, once for its reason", async () => {
+  const warned = vi.spyOn(log, "warn");
+  try {
+    let hellos = 0;
+    const refuse: PeerServer = {
+      sync: (call) => {
+        call.on("error", () => undefined);
+        call.on("data", () => {
+          hellos++;
+          const mesh = new MeshError("unauthenticated", "no valid proof");
+          call.emit("error", toServiceError(mesh));
+        });
+      },
+    };
+    await connect(refuse, { members: [], reservations: [] });
+    await vi.waitFor(() => {
+      expect(hellos).toBeGreaterThan(2);
+    }, soon);
+    const reasons = warned.mock.calls.map(([what]) => what as unknown as object);
+    const reason = expect.stringContaining("no valid proof") as string;
+    expect(reasons).toMatchObject([{ event: "peer_refuses", reason }]);
+  } finally {
+    warned.mockRestore();
+  }
+});

@@ -1,4 +1,4 @@
-import { Metadata, type ClientDuplexStream } from "@grpc/grpc-js";
+import { Metadata, status, type ClientDuplexStream, type ServiceError } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { Backoff } from "../../shared/core/backoff.ts";
 import type { Clock } from "../../shared/core/clock.ts";
@@ -68,6 +68,8 @@ class PeerLink {
   #timer: NodeJS.Timeout | undefined;
   #batchTimer: NodeJS.Timeout | undefined;
   #stopped = false;
+  /** Why the peer refused last; told once until it welcomes or says something else. */
+  #refusal: string | undefined;
   /** Instance of the peer, once it has welcomed this router. */
   instance: string | undefined;
 
@@ -152,11 +154,19 @@ class PeerLink {
       this.#blocked = false;
       this.#flush();
     });
-    call.on("error", (error: Error) => {
-      this.#d.log.debug(
-        { event: "peer_link_lost", peer: this.address, err: error },
-        "peer link lost",
-      );
+    call.on("error", (error: ServiceError) => {
+      const { log } = this.#d;
+      const { code, details } = error;
+      // A peer that is not there is dialled quietly; one that refuses needs somebody to mend it, told once a reason.
+      if (code === status.UNAVAILABLE || code === status.CANCELLED || details === this.#refusal) {
+        log.debug({ event: "peer_link_lost", peer: this.address, err: error }, "peer link lost");
+      } else {
+        this.#refusal = details;
+        log.warn(
+          { event: "peer_refuses", peer: this.address, code, reason: details },
+          "peer refuses this router",
+        );
+      }
       this.#lost(call);
     });
     call.on("end", () => {
@@ -188,6 +198,7 @@ class PeerLink {
       case "welcome":
         this.instance = response.message.value.instance;
         this.#welcomed = true;
+        this.#refusal = undefined;
         this.#backoff.reset();
         this.#sendSnapshot();
         break;
@@ -243,10 +254,8 @@ class PeerLink {
 /** Streams to every other router; state flows out on them, answers to questions come back through `Router`. */
 export class PeerLinks {
   readonly #links: readonly PeerLink[];
-  readonly #d: PeerLinksDependencies;
 
   constructor(dependencies: PeerLinksDependencies) {
-    this.#d = dependencies;
     this.#links = dependencies.addresses.map((address) => new PeerLink(address, dependencies));
   }
 
