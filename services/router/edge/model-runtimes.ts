@@ -107,10 +107,20 @@ export class ModelRuntimes {
     return runtime;
   }
 
-  /** Takes a worker's facts: what its pool's prompts are read with. */
+  /** Takes a worker's facts. A pool's prompts are read with those of the first worker that has a tokenizer. */
   learn(facts: MemberFacts): void {
-    this.#facts.set(facts.pool, facts);
-    this.#runtimes.delete(facts.pool);
+    const known = this.#facts.get(facts.pool);
+    const kept = known?.tokenizerSha256 ?? "";
+    if (kept === "" || facts.tokenizerSha256 === kept) {
+      this.#facts.set(facts.pool, facts);
+      this.#runtimes.delete(facts.pool);
+    } else {
+      const { workerId, pool, tokenizerSha256 } = facts;
+      this.#log.warn(
+        { event: "tokenizer_differs", workerId, pool, tokenizerSha256, used: kept },
+        "worker has another tokenizer than its pool, or none; its pool's prompts are read with the first one",
+      );
+    }
     const { tokenizerSha256 } = facts;
     if (tokenizerSha256 !== "" && !this.#tokenizers.has(tokenizerSha256)) {
       this.#tokenizers.set(tokenizerSha256, { kind: "wanted" });
