@@ -1,5 +1,5 @@
 import { encodingCost } from "./encoding-cost.ts";
-import type { AddedToken, PromptTokenizer } from "./model-runtime.ts";
+import type { AddedToken, EncodedText, PromptTokenizer } from "./model-runtime.ts";
 
 /**
  * Text of one prompt that may be encoded at once, in bytes of ordinary text (see `encodingCost`): 5 ms of work at most,
@@ -11,13 +11,6 @@ export const inlineCostMax = 40 << 10;
 export class TokensAwaited extends Error {}
 
 const tokensAwaited = new TokensAwaited("a text is encoded elsewhere first");
-
-/** A text that has been encoded elsewhere. */
-export interface EncodedText {
-  /** UTF-8. */
-  readonly text: Uint8Array;
-  readonly ids: Uint32Array;
-}
 
 /**
  * A tokenizer that encodes at once what costs little and puts off the rest, to be encoded elsewhere. Reading a prompt then

@@ -1,6 +1,5 @@
 import type { HashRoot } from "../../../shared/core/block-hash.ts";
 import type { ScannedChat } from "../openai/scanned-body.ts";
-import type { DeferringTokenizer } from "./deferring-tokenizer.ts";
 
 /** A token that is looked for in text before anything else. */
 export interface AddedToken {
@@ -43,9 +42,20 @@ export interface ScannedChatReader {
   ): { readonly tokens: number; readonly hashes: Uint32Array } | undefined;
 }
 
+/** A text that has been encoded elsewhere. */
+export interface EncodedText {
+  /** UTF-8. */
+  readonly text: Uint8Array;
+  readonly ids: Uint32Array;
+}
+
 /** Encodes elsewhere what a tokenizer has put off (see `DeferringTokenizer`). */
 export interface TextEncoderLater {
-  readonly tokenizer: DeferringTokenizer;
+  /** The tokenizer that puts texts off. */
+  readonly tokenizer: {
+    begin(given?: readonly EncodedText[]): void;
+    takeDeferred(): Uint8Array<ArrayBuffer> | undefined;
+  };
   /** Rejects with an error that has a `code` when the ids do not come within `deadlineMs` or are not wanted any more. */
   encodeLater(
     text: Uint8Array,
