@@ -208,7 +208,7 @@ async function startRouter(
             ([name, value]) => String(v.labels[name as never]) === value,
           ),
         )
-        .filter((v) => !("metricName" in v) || String(v.metricName).endsWith("_count"))
+        .filter((v) => !("metricName" in v) || v.metricName.endsWith("_count"))
         .reduce((sum, v) => sum + v.value, 0);
     },
   };
