@@ -32,7 +32,7 @@ const event = fc.oneof(
 describe("Admission", () => {
   test("refuses who waits when it stops, and everyone after", () => {
     const pool = new AdmissionPool({ servers: 1, roomMs: 1 });
-    const request = { className: "", tenant: "a", costMs: 100, ttftMs: undefined, only: undefined };
+    const request = { className: "", tenant: "a", costMs: 100 };
     for (const id of [0, 1]) pool.arrive({ ...request, id });
     const late = pool.admission.stop(pool.now);
     expect(late.map(({ refusal }) => refusal.reason)).toEqual(["shutting_down"]);

@@ -380,7 +380,7 @@ test("a refusal is told at warn, once for its reason", async () => {
     await vi.waitFor(() => {
       expect(hellos).toBeGreaterThan(2);
     }, soon);
-    const reasons = warned.mock.calls.map(([what]) => what as unknown as object);
+    const reasons = warned.mock.calls.map(([what]) => what as object);
     const reason = expect.stringContaining("no valid proof") as string;
     expect(reasons).toMatchObject([{ event: "peer_refuses", reason }]);
   } finally {
