@@ -1,7 +1,8 @@
 import type { Clock } from "../../shared/core/clock.ts";
 import { MeshError } from "../../shared/core/errors.ts";
 import type { Metrics } from "../../shared/edge/metrics.ts";
-import type { LoadOnlyReason, OpenAiRequest } from "../core/openai/openai-request.ts";
+import type { LoadOnlyReason } from "../core/openai/openai-prompt.ts";
+import type { OpenAiRequest } from "../core/openai/openai-request.ts";
 import { TokensAwaited } from "../core/prompt/deferring-tokenizer.ts";
 import type { EncodedText, ModelRuntime } from "../core/prompt/model-runtime.ts";
 import { refuseHopelessLength } from "../core/prompt/prompt-size.ts";

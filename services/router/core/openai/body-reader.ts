@@ -8,12 +8,8 @@ import {
   readSession,
   readStream,
 } from "./body-fields.ts";
-import {
-  kindOf,
-  readOpenAiRequest,
-  type OpenAiPrompt,
-  type OpenAiRequest,
-} from "./openai-request.ts";
+import type { OpenAiPrompt } from "./openai-prompt.ts";
+import { kindOf, readOpenAiRequest, type OpenAiRequest } from "./openai-request.ts";
 import { MeshError } from "../../../shared/core/errors.ts";
 import { spelled, type ScannedChat, type ScannedPrompt } from "./scanned-body.ts";
 

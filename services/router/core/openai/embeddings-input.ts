@@ -1,5 +1,5 @@
 import { isTokenList, refuse, type Body } from "./body-fields.ts";
-import type { OpenAiPrompt } from "./openai-request.ts";
+import type { OpenAiPrompt } from "./openai-prompt.ts";
 
 /** The `input` of an embeddings request: a text, token ids, or a list of either. */
 export function readEmbeddingsInput(body: Body): OpenAiPrompt {

@@ -1,5 +1,5 @@
 import { isObject, refuse, type Body } from "./body-fields.ts";
-import type { OpenAiPrompt } from "./openai-request.ts";
+import type { OpenAiPrompt } from "./openai-prompt.ts";
 
 /** A chat message that is being put together. */
 type Message = Record<string, unknown>;

@@ -1,6 +1,6 @@
 import { MeshError } from "../../../shared/core/errors.ts";
 import { isObject } from "../openai/body-fields.ts";
-import type { OpenAiPrompt } from "../openai/openai-request.ts";
+import type { OpenAiPrompt } from "../openai/openai-prompt.ts";
 import { spelled, type ScannedText } from "../openai/scanned-body.ts";
 import type { PromptTokenizer } from "./model-runtime.ts";
 

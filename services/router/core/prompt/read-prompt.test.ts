@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 
 import { hashBlocks, hashRoot } from "../../../shared/core/block-hash.ts";
 import { MeshError } from "../../../shared/core/errors.ts";
-import type { OpenAiPrompt } from "../openai/openai-request.ts";
+import type { OpenAiPrompt } from "../openai/openai-prompt.ts";
 import type { ChatPrompt } from "../openai/scanned-body.ts";
 import type { ModelRuntime } from "./model-runtime.ts";
 import { loadOnlyPrompt, readPrompt } from "./read-prompt.ts";

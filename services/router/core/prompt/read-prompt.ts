@@ -1,5 +1,5 @@
 import { hashBlocks } from "../../../shared/core/block-hash.ts";
-import type { LoadOnlyReason, OpenAiPrompt } from "../openai/openai-request.ts";
+import type { LoadOnlyReason, OpenAiPrompt } from "../openai/openai-prompt.ts";
 import type { ChatPrompt } from "../openai/scanned-body.ts";
 import type { ModelRuntime, PromptTemplate } from "./model-runtime.ts";
 
