@@ -454,12 +454,12 @@ describe("kvmesh trace", () => {
     expect(await run("last")).toEqual([
       1,
       "",
-      expect.stringMatching(/^trace: no trace with .*\n$/),
+      expect.stringMatching(/^kvmesh: no trace with .*\n$/),
     ]);
     expect(await run("nobody")).toEqual([
       1,
       "",
-      "trace: no trace with request or decision id nobody is held\n",
+      "kvmesh: no trace with request or decision id nobody is held\n",
     ]);
     expect(await run("")).toEqual([2, "", expect.stringMatching(/1 to 200 characters/)]);
     const { http } = running.ports;
@@ -469,7 +469,7 @@ describe("kvmesh trace", () => {
       "",
       expect.stringMatching(
         new RegExp(
-          `^trace: no console answers at http://127.0.0.1:${String(http)} .*kvmesh up.*\n$`,
+          `^kvmesh: no console answers at http://127.0.0.1:${String(http)} .*kvmesh up.*\n$`,
         ),
       ),
     ]);
