@@ -11,7 +11,7 @@ import {
 import type { OpenAiPrompt } from "./openai-prompt.ts";
 import { kindOf, readOpenAiRequest, type OpenAiRequest } from "./openai-request.ts";
 import { MeshError } from "../../../shared/core/errors.ts";
-import { spelled, type ScannedChat, type ScannedPrompt } from "./scanned-body.ts";
+import { spelled, type BodyTexts, type ScannedChat, type ScannedPrompt } from "./scanned-body.ts";
 
 /** What a reader has done so far. */
 export interface BodyReaderFigures {
@@ -65,7 +65,8 @@ export class BodyReader {
       const model = readModel(plain, true);
       const tokensMax =
         optionalCount(plain, "max_completion_tokens") ?? optionalCount(plain, "max_tokens");
-      const prompt = kind === "chat" ? chatOf(bytes, fields) : promptOf(bytes, fields);
+      const texts = this.#texts(bytes);
+      const prompt = kind === "chat" ? chatOf(texts, fields) : promptOf(texts, fields);
       if (prompt === undefined) return undefined;
       const hints = { ...readSession(plain), ...readStream(plain), ...readChoices(plain) };
       return { kind, model, tokensMax, ...hints, prompt };
@@ -75,17 +76,38 @@ export class BodyReader {
       throw error;
     }
   }
+
+  #texts(bytes: Uint8Array): BodyTexts {
+    const { text } = this.#scanner.json;
+    // Another body may have been scanned since.
+    const load = (): void => {
+      if (text.bytes !== bytes) text.load(bytes);
+    };
+    return {
+      bytes,
+      unescape: ({ start, end }) => {
+        load();
+        return text.unescape(start, end);
+      },
+      holds: ({ start, end }, needle) => {
+        load();
+        return text.holds(start, end, needle);
+      },
+    };
+  }
 }
 
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 
-function promptOf(bytes: Uint8Array, { prompt }: ScannedFields): OpenAiPrompt | undefined {
+function promptOf(texts: BodyTexts, { prompt }: ScannedFields): OpenAiPrompt | undefined {
   if (prompt === undefined) return undefined;
-  const text: ScannedPrompt = { bytes, text: prompt, whole: () => spelled(bytes, prompt) };
+  const { bytes } = texts;
+  const text: ScannedPrompt = { bytes, texts, text: prompt, whole: () => spelled(bytes, prompt) };
   return { kind: "scanned_text", text };
 }
 
-function chatOf(bytes: Uint8Array, fields: ScannedFields): OpenAiPrompt | undefined {
+function chatOf(texts: BodyTexts, fields: ScannedFields): OpenAiPrompt | undefined {
+  const { bytes } = texts;
   const { plain, messages, messagesValue, tools } = fields;
   if (messages === undefined || messagesValue === undefined) return undefined;
   const kwargs = plain["chat_template_kwargs"];
@@ -103,6 +125,7 @@ function chatOf(bytes: Uint8Array, fields: ScannedFields): OpenAiPrompt | undefi
     JSON.parse(decoder.decode(bytes.subarray(of.start, of.end)));
   const chat: ScannedChat = {
     bytes,
+    texts,
     messages,
     tools,
     ...options,

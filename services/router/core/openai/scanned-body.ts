@@ -45,9 +45,19 @@ export function isScannedText(value: ScannedValue | ScannedText): value is Scann
   return "escaped" in value;
 }
 
+/** Reads texts of a body without making strings of them. */
+export interface BodyTexts {
+  readonly bytes: Uint8Array;
+  /** What a literal that spells no surrogates stands for, as UTF-8 in memory that is used again with the next call. */
+  unescape(text: ScannedText): Uint8Array;
+  /** Whether a literal is spelled with these bytes somewhere; at least one byte. */
+  holds(text: ScannedText, needle: Uint8Array): boolean;
+}
+
 /** A chat as a scan found it. It is bound to the bytes of its request and read before these are used for another. */
 export interface ScannedChat {
   readonly bytes: Uint8Array;
+  readonly texts: BodyTexts;
   readonly messages: readonly ScannedMessage[];
   readonly tools: ScannedValue | undefined;
   readonly addGenerationPrompt: boolean;
@@ -60,6 +70,7 @@ export interface ScannedChat {
 /** A prompt as a scan found it, bound to the bytes of its request. */
 export interface ScannedPrompt {
   readonly bytes: Uint8Array;
+  readonly texts: BodyTexts;
   readonly text: ScannedText;
   /** The same prompt as a text. */
   whole(): string;

@@ -9,6 +9,7 @@ import { MeshError } from "../../../shared/core/errors.ts";
 import {
   isScannedText,
   spelled,
+  type BodyTexts,
   type ScannedChat,
   type ScannedMessage,
   type ScannedText,
@@ -106,7 +107,7 @@ export class ChatReader {
 
   #variables(chat: ScannedChat): Record<string, Value> {
     const messages: Value[] = [];
-    for (const message of chat.messages) messages.push(this.#message(chat.bytes, message));
+    for (const message of chat.messages) messages.push(this.#message(chat.texts, message));
     return {
       messages,
       tools: this.#tools(chat),
@@ -123,12 +124,13 @@ export class ChatReader {
   }
 
   /** A message as `normaliseMessages` hands it to a template. */
-  #message(bytes: Uint8Array, message: ScannedMessage): Value {
+  #message(texts: BodyTexts, message: ScannedMessage): Value {
+    const { bytes } = texts;
     const { role, content, more } = message;
     const asText = this.#options.contentFormat === "string" || role === "tool";
     const result: Record<string, Value> = {
       role,
-      content: asText ? this.#content(bytes, content) : this.#parts(bytes, content),
+      content: asText ? this.#content(texts, content) : this.#parts(texts, content),
     };
     if (more === undefined) return result;
     if (role === "assistant") {
@@ -141,21 +143,21 @@ export class ChatReader {
       const isGiven = given !== undefined && (isScannedText(given) || bytes[given.start] !== 0x6e);
       const reasoning = isGiven ? given : more.get("reasoning_content");
       if (reasoning !== undefined && isScannedText(reasoning)) {
-        result["reasoning"] = result["reasoning_content"] = this.#text(bytes, reasoning);
+        result["reasoning"] = result["reasoning_content"] = this.#text(texts, reasoning);
       }
     }
     const callId = more.get("tool_call_id");
     if (role === "tool" && callId !== undefined) {
       result["tool_call_id"] = isScannedText(callId)
-        ? this.#text(bytes, callId)
+        ? this.#text(texts, callId)
         : (parse(bytes, callId) as Value);
     }
     const name = more.get("name");
-    if (name !== undefined && isScannedText(name)) result["name"] = this.#text(bytes, name);
+    if (name !== undefined && isScannedText(name)) result["name"] = this.#text(texts, name);
     if (role === "developer") {
       const tools = more.get("tools");
       if (tools === undefined) result["tools"] = null;
-      else if (isScannedText(tools)) result["tools"] = this.#text(bytes, tools);
+      else if (isScannedText(tools)) result["tools"] = this.#text(texts, tools);
       else result["tools"] = parse(bytes, tools) as Value;
     }
     return result;
@@ -172,10 +174,10 @@ export class ChatReader {
     });
   }
 
-  #content(bytes: Uint8Array, content: ScannedMessage["content"]): Value {
+  #content(texts: BodyTexts, content: ScannedMessage["content"]): Value {
     if (content === undefined) return "";
-    if (!isList(content)) return this.#text(bytes, content);
-    const [first, ...rest] = content.map((text) => this.#long(bytes, text));
+    if (!isList(content)) return this.#text(texts, content);
+    const [first, ...rest] = content.map((text) => this.#long(texts, text));
     if (first === undefined) return "";
     if (rest.length === 0) return first;
     // Such a text hangs on its first part.
@@ -183,19 +185,21 @@ export class ChatReader {
     return first.joined(rest, "\n");
   }
 
-  #parts(bytes: Uint8Array, content: ScannedMessage["content"]): Value {
+  #parts(texts: BodyTexts, content: ScannedMessage["content"]): Value {
     if (content === undefined) return [];
-    const texts = isList(content) ? content : [content];
-    return texts.map((text) => ({ type: "text", text: this.#text(bytes, text) }));
+    const list = isList(content) ? content : [content];
+    return list.map((text) => ({ type: "text", text: this.#text(texts, text) }));
   }
 
-  #text(bytes: Uint8Array, text: ScannedText): PromptText | string {
-    return text.end - text.start <= plainSizeMax ? spelled(bytes, text) : this.#long(bytes, text);
+  #text(texts: BodyTexts, text: ScannedText): PromptText | string {
+    return text.end - text.start <= plainSizeMax
+      ? spelled(texts.bytes, text)
+      : this.#long(texts, text);
   }
 
-  #long(bytes: Uint8Array, text: ScannedText): PromptText | "" {
+  #long(texts: BodyTexts, text: ScannedText): PromptText | "" {
     if (text.end === text.start) return "";
-    const found = this.#options.cache.text(bytes, text, 4 * this.#options.domain);
+    const found = this.#options.cache.text(texts, text, 4 * this.#options.domain);
     this.#bound.push(found);
     return found;
   }

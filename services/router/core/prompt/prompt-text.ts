@@ -1,4 +1,6 @@
-import { spelled, type ScannedText } from "../openai/scanned-body.ts";
+import { spelled, type BodyTexts, type ScannedText } from "../openai/scanned-body.ts";
+
+const encoder = new TextEncoder();
 
 /** Token ids of a piece of a prompt that no token reaches out of, by the parts it is made of. */
 export interface Piece {
@@ -27,10 +29,11 @@ export class PromptText {
   /** Makes the text, when it is made of others. */
   readonly #make: (() => string) | undefined;
   readonly #account: TextAccount;
-  readonly #notes = new Map<string, unknown>();
+  /** What has been found out, by question and by what it is about. */
+  readonly #notes = new Map<string, Map<string, unknown>>();
   /** Pieces that begin with this text, or whose first text it is. */
   readonly pieces: Piece[] = [];
-  #bytes: Uint8Array | undefined;
+  #texts: BodyTexts | undefined;
   #spelled: ScannedText | undefined;
 
   private constructor(account: TextAccount, make?: () => string) {
@@ -44,74 +47,107 @@ export class PromptText {
   }
 
   /** Says where this text can be read in the request at hand. */
-  bind(bytes: Uint8Array, spelled: ScannedText): void {
-    this.#bytes = bytes;
+  bind(texts: BodyTexts, spelled: ScannedText): void {
+    this.#texts = texts;
     this.#spelled = spelled;
   }
 
   /** Lets go of the request's body. */
   unbind(): void {
-    this.#bytes = undefined;
+    this.#texts = undefined;
     this.#spelled = undefined;
   }
 
-  /** Where the text is spelled in the body, for a text that is not made of another; undefined otherwise. */
-  get spelled(): { readonly bytes: Uint8Array; readonly at: ScannedText } | undefined {
-    const bytes = this.#bytes;
+  /**
+   * The text as UTF-8, in memory that is used again with the next call; undefined when it is to be read as a string: because it
+   * is made of others, or may hold half a surrogate pair, which the text beside it may complete.
+   */
+  utf8(): Uint8Array | undefined {
+    const texts = this.#texts;
     const at = this.#spelled;
-    return bytes === undefined || at === undefined ? undefined : { bytes, at };
+    if (texts === undefined || at === undefined || at.surrogates) return undefined;
+    return at.escaped ? texts.unescape(at) : texts.bytes.subarray(at.start, at.end);
   }
 
   /** The text, decoded anew with every call. */
   string(): string {
     if (this.#make !== undefined) return this.#make();
-    const bytes = this.#bytes;
+    const texts = this.#texts;
     const at = this.#spelled;
-    if (bytes === undefined || at === undefined) throw new Error("the text is of no request");
-    return spelled(bytes, at);
+    if (texts === undefined || at === undefined) throw new Error("the text is of no request");
+    return spelled(texts.bytes, at);
   }
 
-  /** What `find` says about the text, remembered under `key`: a truth or a number. */
-  note<T extends boolean | number>(key: string, find: (text: string) => T): T {
-    const known = this.#notes.get(key);
-    if (known !== undefined) return known as T;
-    const found = find(this.string());
-    this.#remember(key, found);
-    return found;
+  /** Whether the text is `other`. */
+  equals(other: string): boolean {
+    return this.#note("equals", other, () => this.#equals(other));
   }
 
-  /** The text that `make` makes of this one, remembered under `key`; this one when it is the same, "" when empty. */
-  made(key: string, make: (text: string) => string): PromptText | "" {
-    const known = this.#notes.get(key);
-    if (known !== undefined) return known as PromptText | "";
-    const text = this.string();
-    const made = this.#madeOf(text, make(text), make);
-    this.#remember(key, made);
-    return made;
+  /** Whether the text begins with `start`. */
+  startsWith(start: string): boolean {
+    return this.#note("starts", start, () => this.#startsWith(start));
   }
 
-  /** As `made`, for several texts. */
-  madeList(key: string, split: (text: string) => string[]): readonly (PromptText | "")[] {
-    const known = this.#notes.get(key);
-    if (known !== undefined) return known as readonly (PromptText | "")[];
-    const text = this.string();
-    const made = split(text).map((part, i) => this.#madeOf(text, part, (t) => split(t)[i] ?? ""));
-    this.#remember(key, made);
-    return made;
+  /** Whether the text ends with `end`. */
+  endsWith(end: string): boolean {
+    return this.#note("ends", end, () => this.#endsWith(end));
+  }
+
+  /** Whether `part` is somewhere in the text. */
+  includes(part: string): boolean {
+    return this.#note("holds", part, () => this.#mayHold(part) && this.string().includes(part));
+  }
+
+  /** Its length, UTF-16 units. */
+  get length(): number {
+    return this.#note("length", "", () => this.string().length);
+  }
+
+  /** The text without white space at its start, its end or both. */
+  trimmed(from: "trim" | "trimStart" | "trimEnd"): PromptText | "" {
+    return this.#note("trim", from, () => {
+      if (this.#hasPlainEdges()) return this;
+      const text = this.string();
+      return this.#madeOf(text, text[from](), (t) => t[from]());
+    });
+  }
+
+  /** The text with `old`, which is not empty, replaced by `by`. */
+  replaced(old: string, by: string, replace: (text: string) => string): PromptText | "" {
+    return this.#note(`replace ${by}`, old, () => {
+      if (!this.#mayHold(old)) return this;
+      const text = this.string();
+      return this.#madeOf(text, replace(text), replace);
+    });
+  }
+
+  /** The texts between separators, which are not empty. */
+  split(separator: string): readonly (PromptText | "")[] {
+    return this.#note("split", separator, () => {
+      if (!this.#mayHold(separator)) return [this];
+      const text = this.string();
+      const cut = (t: string, i: number): string => t.split(separator)[i] ?? "";
+      return text.split(separator).map((part, i) => this.#madeOf(text, part, (t) => cut(t, i)));
+    });
+  }
+
+  /** The text that `make` makes of this one, remembered under its name. */
+  made(name: string, make: (text: string) => string): PromptText | "" {
+    return this.#note("made", name, () => {
+      const text = this.string();
+      return this.#madeOf(text, make(text), make);
+    });
   }
 
   /** This text followed by others (texts or ""), with `separator` between each two. */
   joined(others: readonly (PromptText | "")[], separator: string): PromptText {
     const ids = others.map((other) => (other === "" ? "" : String(other.id)));
-    const key = `join ${separator} ${ids.join()}`;
-    const known = this.#notes.get(key);
-    if (known !== undefined) return known as PromptText;
-    const texts = [this, ...others];
-    const made = new PromptText(this.#account, () =>
-      texts.map((text) => (text === "" ? "" : text.string())).join(separator),
-    );
-    this.#remember(key, made);
-    return made;
+    return this.#note(`join ${separator}`, ids.join(), () => {
+      const texts = [this, ...others];
+      return new PromptText(this.#account, () =>
+        texts.map((text) => (text === "" ? "" : text.string())).join(separator),
+      );
+    });
   }
 
   /** Remembers the tokens of a piece that begins with this text. */
@@ -125,10 +161,99 @@ export class PromptText {
     return made === "" ? "" : new PromptText(this.#account, () => make(this.string()));
   }
 
-  #remember(key: string, value: unknown): void {
-    this.#notes.set(key, value);
-    this.#account.grow(noteBytes + key.length);
+  #note<T>(question: string, about: string, find: () => T): T {
+    let notes = this.#notes.get(question);
+    const known = notes?.get(about);
+    if (known !== undefined) return known as T;
+    const found = find();
+    if (notes === undefined) {
+      notes = new Map<string, unknown>();
+      this.#notes.set(question, notes);
+    }
+    notes.set(about, found);
+    this.#account.grow(noteBytes + question.length + about.length);
+    return found;
   }
+
+  /** Where it is spelled, with the spelled bytes of `text` to compare; undefined when only its characters tell. */
+  #literal(text: string): { bytes: Uint8Array; at: ScannedText; wanted: Uint8Array } | undefined {
+    const bytes = this.#texts?.bytes;
+    const at = this.#spelled;
+    if (bytes === undefined || at === undefined || !text.isWellFormed()) return undefined;
+    return { bytes, at, wanted: encoder.encode(text) };
+  }
+
+  #equals(other: string): boolean {
+    const literal = this.#literal(other);
+    if (literal !== undefined) {
+      const { at, wanted } = literal;
+      const size = at.end - at.start;
+      // No character takes more than six bytes for one of its own.
+      if (size > 6 * wanted.length || (!at.escaped && size !== wanted.length)) return false;
+    }
+    return this.string() === other;
+  }
+
+  #startsWith(start: string): boolean {
+    const literal = this.#literal(start);
+    if (literal === undefined) return this.string().startsWith(start);
+    const { bytes, at, wanted } = literal;
+    for (let i = 0; i < wanted.length; i++) {
+      const byte = at.start + i < at.end ? bytes[at.start + i] : undefined;
+      if (byte === 0x5c) return this.string().startsWith(start);
+      if (byte !== wanted[i]) return false;
+    }
+    return true;
+  }
+
+  #endsWith(end: string): boolean {
+    const literal = this.#literal(end);
+    if (literal === undefined) return this.string().endsWith(end);
+    const { bytes, at, wanted } = literal;
+    const first = at.end - wanted.length;
+    // An escape may reach into these bytes.
+    for (let i = Math.max(at.start, first - escapeReach); i < at.end; i++) {
+      if (bytes[i] === 0x5c) return this.string().endsWith(end);
+    }
+    if (first < at.start) return false;
+    return wanted.every((byte, i) => bytes[first + i] === byte);
+  }
+
+  /** False when `part` is certainly nowhere in the text. */
+  #mayHold(part: string): boolean {
+    const literal = this.#literal(part);
+    const texts = this.#texts;
+    if (literal === undefined || texts === undefined || part === "") return true;
+    const { at, wanted } = literal;
+    if (!at.escaped) return texts.holds(at, wanted);
+    // Characters that are spelled as they are, unless with a code.
+    const plain = longestPlain(part);
+    if (plain === "" || texts.holds(at, unicodeEscape)) return true;
+    return texts.holds(at, encoder.encode(plain));
+  }
+
+  /** Whether its first and last characters are certainly no white space. */
+  #hasPlainEdges(): boolean {
+    const bytes = this.#texts?.bytes;
+    const at = this.#spelled;
+    if (bytes === undefined || at === undefined) return false;
+    const isPlain = (byte: number): boolean => byte > 0x20 && byte < 0x7f && byte !== 0x5c;
+    if (!isPlain(bytes[at.start] as number) || !isPlain(bytes[at.end - 1] as number)) return false;
+    for (let i = Math.max(at.start, at.end - 1 - escapeReach); i < at.end; i++) {
+      if (bytes[i] === 0x5c) return false;
+    }
+    return true;
+  }
+}
+
+/** How many bytes of an escape follow its backslash. */
+const escapeReach = 5;
+const unicodeEscape = encoder.encode("\\u");
+
+/** The longest run of characters that JSON spells as they are, save those that may have a backslash. */
+function longestPlain(text: string): string {
+  const runs = text.match(/[ !#-.0-[\]-~]+/g) ?? [];
+  return runs.reduce((longest, run) => (run.length > longest.length ? run : longest), "");
 }
 
 /** A text that the template itself spells, cut at the added tokens in it. */

@@ -45,7 +45,10 @@ function tokenIds(
     }
     case "scanned_text": {
       if (runtime.tokenizer === undefined) return { reason: missing(runtime) };
-      return { ids: runtime.tokenizer.encode(prompt.text.whole()) };
+      const { text } = prompt;
+      // Half a surrogate pair has no UTF-8.
+      const spelled = text.text.surrogates ? text.whole() : text.texts.unescape(text.text);
+      return { ids: runtime.tokenizer.encode(spelled) };
     }
     case "scanned_chat": {
       if (runtime.tokenizer === undefined) return { reason: missing(runtime) };

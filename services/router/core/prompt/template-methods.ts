@@ -25,13 +25,21 @@ const textToText = new Map<string, (text: string) => string>([
   ["lower", (t) => t.toLowerCase()],
   ["title", titleCase],
   ["capitalize", (t) => t.charAt(0).toUpperCase() + t.slice(1)],
-  ["trim", (t) => t.trim()],
-  ["strip", (t) => t.trim()],
-  ["lstrip", (t) => t.trimStart()],
-  ["rstrip", (t) => t.trimEnd()],
+]);
+
+/** As the template library has them: what they are to strip is not looked at. */
+const trims = new Map<string, "trim" | "trimStart" | "trimEnd">([
+  ["trim", "trim"],
+  ["strip", "trim"],
+  ["lstrip", "trimStart"],
+  ["rstrip", "trimEnd"],
 ]);
 
 function applied(value: string | PromptText | Rope, name: string): Value {
+  const trim = trims.get(name);
+  if (trim !== undefined) {
+    return value instanceof PromptText ? value.trimmed(trim) : plainText(value)[trim]();
+  }
   const make = textToText.get(name);
   if (make === undefined) return giveUp();
   return value instanceof PromptText ? value.made(name, make) : make(plainText(value));
@@ -40,20 +48,14 @@ function applied(value: string | PromptText | Rope, name: string): Value {
 function startsOrEnds(value: string | PromptText | Rope, name: string, args: readonly Value[]) {
   const [wanted] = args;
   if (args.length !== 1 || typeof wanted !== "string") return giveUp();
-  const holds = (text: string): boolean =>
-    name === "startswith" ? text.startsWith(wanted) : text.endsWith(wanted);
-  return value instanceof PromptText
-    ? value.note(`${name} ${wanted}`, holds)
-    : holds(plainText(value));
+  const text = value instanceof PromptText ? value : plainText(value);
+  return name === "startswith" ? text.startsWith(wanted) : text.endsWith(wanted);
 }
 
 function split(value: string | PromptText | Rope, args: readonly Value[]): Value {
   const [separator] = args;
   if (args.length !== 1 || typeof separator !== "string" || separator === "") return giveUp();
-  const cut = (text: string): string[] => text.split(separator);
-  return value instanceof PromptText
-    ? value.madeList(`split ${separator}`, cut)
-    : cut(plainText(value));
+  return (value instanceof PromptText ? value : plainText(value)).split(separator);
 }
 
 function replaced(value: string | PromptText | Rope, args: readonly Value[]): Value {
@@ -64,9 +66,7 @@ function replaced(value: string | PromptText | Rope, args: readonly Value[]): Va
   // By whole characters, so that half a surrogate pair is not found inside one.
   const pattern = new RegExp(old.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gu");
   const replace = (text: string): string => text.replaceAll(pattern, () => by);
-  return value instanceof PromptText
-    ? value.made(`replace ${String(old.length)} ${old}${by}`, replace)
-    : replace(plainText(value));
+  return value instanceof PromptText ? value.replaced(old, by, replace) : replace(plainText(value));
 }
 
 /** `value.name(args)`. */
@@ -115,6 +115,7 @@ export function callMethod(
 const objectMembers: ReadonlySet<string> = new Set(["get", "items", "keys", "values", "dictsort"]);
 const textMembers: ReadonlySet<string> = new Set([
   ...textToText.keys(),
+  ...trims.keys(),
   "startswith",
   "endswith",
   "split",
@@ -140,7 +141,7 @@ export function memberOf(value: Value, name: string): Value {
 
 /** The filter `length`. */
 export function lengthOf(value: Value): number {
-  if (value instanceof PromptText) return value.note("length", (text) => text.length);
+  if (value instanceof PromptText) return value.length;
   if (typeof value === "string" || value instanceof Rope) return plainText(value).length;
   if (isList(value)) return value.length;
   return isPlain(value) ? Object.keys(value).length : giveUp();

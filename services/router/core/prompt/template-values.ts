@@ -145,7 +145,7 @@ export function isEqual(left: Value, right: Value): boolean {
 }
 
 function equalsText(text: PromptText, other: string): boolean {
-  return other !== "" && text.note(`=${other}`, (t) => t === other);
+  return other !== "" && text.equals(other);
 }
 
 /** The text of a value where it is printed or joined to a text. */
@@ -202,7 +202,7 @@ export function isIn(left: Value, right: Value): boolean {
   }
   if (left instanceof Rope || typeof left !== "string") return giveUp();
   if (right instanceof PromptText) {
-    return left === "" || right.note(`<${left}`, (text) => text.includes(left));
+    return left === "" || right.includes(left);
   }
   if (typeof right === "string" || right instanceof Rope) return plainText(right).includes(left);
   return isPlain(right) ? Object.hasOwn(right, left) : giveUp();

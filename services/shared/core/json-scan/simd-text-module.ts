@@ -1,7 +1,7 @@
 import { assembleModule, wasm as w, wasmTypes, type Code } from "./wasm-assembler.ts";
 
 /**
- * Reads string literals and hashes them with vector instructions, sixteen bytes a step: see `TextScanner`, whose
+ * Reads, hashes and unescapes string literals with vector instructions, sixteen bytes a step: see `TextScanner`, whose
  * results these are but for the hash, which is another one.
  */
 
@@ -16,10 +16,15 @@ export const layout = {
   key: 32,
   /** Sixteen bytes 255, then sixteen bytes 0. */
   tailMask: 64,
-  /** For each byte whether it is a hexadecimal digit. */
+  /** What is looked for. */
+  needle: 96,
+  needleSizeMax: 160,
+  /** For each byte its value as a hexadecimal digit plus 16, or 0. */
   hexDigits: 256,
+  /** For each byte behind a backslash what the two stand for. */
+  unescaped: 512,
   /** The bytes that are read, followed by at least `padding` bytes 0. */
-  text: 512,
+  text: 768,
   padding: 64,
 } as const;
 
@@ -161,7 +166,12 @@ const textBody: Code = [
           w.brIf(1, w.eqz(w.get(unicode))),
           w.set(digits, w.add(w.get(at), w.ctz(w.get(unicode)))),
           w.if(
-            w.eqz(w.and(w.and(hexDigit(1), hexDigit(2)), w.and(hexDigit(3), hexDigit(4)))),
+            w.eqz(
+              w.and(
+                w.and(w.and(hexDigit(1), hexDigit(2)), w.and(hexDigit(3), hexDigit(4))),
+                w.i32(16),
+              ),
+            ),
             w.return(w.i32(-1)),
           ),
           // d8 … df
@@ -223,6 +233,113 @@ const hashBody: Code = [
   ...w.get(1),
 ];
 
+const hexValue = (place: number, offset: number): Code =>
+  w.and(w.load8(w.load8(w.get(place), offset), layout.hexDigits), w.i32(15));
+
+/** Appends a byte at local 2. */
+const append = (value: Code): Code => [
+  ...w.store8(w.get(2), value),
+  ...w.set(2, w.add(w.get(2), w.i32(1))),
+];
+const lowBits = (value: Code, shift: number): Code =>
+  w.or(w.and(w.shrU(value, w.i32(shift)), w.i32(0x3f)), w.i32(0x80));
+
+/**
+ * `unescape(from, to, out)`: writes what a well-formed literal spells as UTF-8, surrogates excepted; returns the end of it. Writes up to
+ * sixteen bytes more. Locals: 3 chunk, 4 mask, 5 code.
+ */
+const unescapeBody: Code = [
+  ...w.loop(
+    w.if(w.geS(w.get(0), w.get(1)), w.return(w.get(2))),
+    w.set(3, w.loadV(w.get(0))),
+    w.storeV(w.get(2), w.get(3)),
+    // The next backslash, or the end when that comes first.
+    w.set(4, w.bitmask(w.eqBytes(w.get(3), splat(0x5c)))),
+    w.if(
+      w.ltS(w.sub(w.get(1), w.get(0)), w.i32(16)),
+      w.set(4, w.or(w.get(4), w.shl(w.i32(1), w.sub(w.get(1), w.get(0))))),
+    ),
+    w.set(4, w.ctz(w.or(w.get(4), w.i32(0x10000)))),
+    w.set(0, w.add(w.get(0), w.get(4))),
+    w.set(2, w.add(w.get(2), w.get(4))),
+    w.brIf(0, w.eq(w.get(4), w.i32(16))),
+    w.if(w.geS(w.get(0), w.get(1)), w.return(w.get(2))),
+    w.set(5, w.load8(w.get(0), 1)),
+    w.if(
+      w.ne(w.get(5), w.i32(0x75)),
+      append(w.load8(w.get(5), layout.unescaped)),
+      w.set(0, w.add(w.get(0), w.i32(2))),
+      w.br(1),
+    ),
+    w.set(
+      5,
+      w.or(
+        w.or(w.shl(hexValue(0, 2), w.i32(12)), w.shl(hexValue(0, 3), w.i32(8))),
+        w.or(w.shl(hexValue(0, 4), w.i32(4)), hexValue(0, 5)),
+      ),
+    ),
+    w.set(0, w.add(w.get(0), w.i32(6))),
+    w.ifElse(
+      w.ltS(w.get(5), w.i32(0x80)),
+      append(w.get(5)),
+      w.ifElse(
+        w.ltS(w.get(5), w.i32(0x800)),
+        [...append(w.or(w.shrU(w.get(5), w.i32(6)), w.i32(0xc0))), ...append(lowBits(w.get(5), 0))],
+        [
+          ...append(w.or(w.shrU(w.get(5), w.i32(12)), w.i32(0xe0))),
+          ...append(lowBits(w.get(5), 6)),
+          ...append(lowBits(w.get(5), 0)),
+        ],
+      ),
+    ),
+    w.br(0),
+  ),
+  ...w.i32(-1),
+];
+
+/**
+ * `find(from, to, size)`: where the first `size` bytes of the needle are in `[from, to)`, or -1. Looks at places where its first and last byte
+ * fit. Locals: 3 first bytes, 4 last bytes, 5 mask, 6 place, 7 index.
+ */
+const findBody: Code = [
+  ...w.set(3, w.splat(w.load8(w.i32(layout.needle)))),
+  ...w.set(4, w.splat(w.load8(w.add(w.i32(layout.needle - 1), w.get(2))))),
+  ...w.set(1, w.sub(w.get(1), w.get(2))),
+  ...w.loop(
+    w.if(w.gtS(w.get(0), w.get(1)), w.return(w.i32(-1))),
+    w.set(
+      5,
+      w.bitmask(
+        w.andV(
+          w.eqBytes(w.loadV(w.get(0)), w.get(3)),
+          w.eqBytes(w.loadV(w.sub(w.add(w.get(0), w.get(2)), w.i32(1))), w.get(4)),
+        ),
+      ),
+    ),
+    w.block(
+      w.loop(
+        w.brIf(1, w.eqz(w.get(5))),
+        w.set(6, w.add(w.get(0), w.ctz(w.get(5)))),
+        w.set(5, w.and(w.get(5), w.sub(w.get(5), w.i32(1)))),
+        w.if(w.gtS(w.get(6), w.get(1)), w.return(w.i32(-1))),
+        w.set(7, zero),
+        w.loop(
+          w.if(w.eq(w.get(7), w.get(2)), w.return(w.get(6))),
+          w.if(
+            w.eq(w.load8(w.add(w.get(6), w.get(7))), w.load8(w.get(7), layout.needle)),
+            w.set(7, w.add(w.get(7), w.i32(1))),
+            w.br(1),
+          ),
+        ),
+        w.br(0),
+      ),
+    ),
+    w.set(0, w.add(w.get(0), w.i32(16))),
+    w.br(0),
+  ),
+  ...w.i32(-1),
+];
+
 const { i32, i64, v128 } = wasmTypes;
 
 /** The module's bytes. */
@@ -235,5 +352,7 @@ export function assembleTextModule(): Uint8Array<ArrayBuffer> {
       body: textBody,
     },
     { name: "hash", parameters: 2, locals: [i32, v128, i64, i64, i64, i64], body: hashBody },
+    { name: "unescape", parameters: 3, locals: [v128, i32, i32], body: unescapeBody },
+    { name: "find", parameters: 3, locals: [v128, v128, i32, i32, i32], body: findBody },
   ]);
 }

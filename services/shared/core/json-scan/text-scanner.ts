@@ -12,8 +12,20 @@ const escapeSize = new Uint8Array(256);
 for (const byte of new TextEncoder().encode('"\\/bfnrt')) escapeSize[byte] = 2;
 escapeSize[0x75] = 6;
 
-const isHexDigit = new Uint8Array(256);
-for (const byte of new TextEncoder().encode("0123456789abcdefABCDEF")) isHexDigit[byte] = 1;
+/** The value of a hexadecimal digit plus 16; 0 for other bytes. */
+const hexDigits = new Uint8Array(256);
+for (let value = 0; value < 16; value++) {
+  const digit = value.toString(16);
+  hexDigits[digit.charCodeAt(0)] = hexDigits[digit.toUpperCase().charCodeAt(0)] = 16 + value;
+}
+
+/** What stands for an escaped byte; others, such as a slash, stand for themselves. */
+const unescaped = new Uint8Array(256).map((_, byte) => byte);
+unescaped[0x62] = 0x08;
+unescaped[0x66] = 0x0c;
+unescaped[0x6e] = 0x0a;
+unescaped[0x72] = 0x0d;
+unescaped[0x74] = 0x09;
 
 /**
  * Reads JSON string literals in UTF-8 bytes as strictly as `JSON.parse` does, and hashes them. The bytes are known to be
@@ -65,14 +77,16 @@ export class TextScanner {
     this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
     this.#simd = bytes.length <= this.#simdSizeMax;
     if (!this.#simd) return;
-    const size = layout.text + bytes.length + layout.padding;
+    // As much again for what a literal spells.
+    const size = layout.text + 2 * (bytes.length + layout.padding);
     if (size > this.#memoryBytes.length) {
       this.#memory.grow(Math.ceil((size - this.#memoryBytes.length) / pageSize));
       this.#memoryBytes = new Uint8Array(this.#memory.buffer);
       this.#memoryWords = new Int32Array(this.#memory.buffer);
     }
     this.#memoryBytes.set(bytes, layout.text);
-    this.#memoryBytes.fill(0, size - layout.padding, size);
+    const end = layout.text + bytes.length;
+    this.#memoryBytes.fill(0, end, end + layout.padding);
   }
 
   /** Index of the quote that ends the literal whose first byte is at `from`; `notScanned` when it is malformed. */
@@ -131,6 +145,38 @@ export class TextScanner {
     const end = this.text(from);
     if (end >= 0) this.hashRange(from, end);
     return end;
+  }
+
+  /**
+   * What the literal `[from, to)` spells as UTF-8, in memory that is used again with the next call; it is well formed
+   * and spells no surrogates.
+   */
+  unescape(from: number, to: number): Uint8Array {
+    if (this.#simd) {
+      const out = layout.text + this.bytes.length + layout.padding;
+      const end = this.#module.unescape(from + layout.text, to + layout.text, out);
+      return this.#memoryBytes.subarray(out, end);
+    }
+    const out = new Uint8Array(to - from);
+    return out.subarray(0, unescapeBytes(this.bytes, from, to, out));
+  }
+
+  /** Whether `[from, to)` holds the bytes of `needle`, at least one. */
+  holds(from: number, to: number, needle: Uint8Array): boolean {
+    const size = needle.length;
+    if (this.#simd && size <= layout.needleSizeMax) {
+      this.#memoryBytes.set(needle, layout.needle);
+      return this.#module.find(from + layout.text, to + layout.text, size) >= 0;
+    }
+    const { bytes } = this;
+    const first = needle[0] as number;
+    for (let at = bytes.indexOf(first, from); at >= 0 && at <= to - size;) {
+      let i = 1;
+      while (i < size && bytes[at + i] === needle[i]) i++;
+      if (i === size) return true;
+      at = bytes.indexOf(first, at + 1);
+    }
+    return false;
   }
 
   /** Hashes the bytes of `[from, to)`, whatever they are, into `lo`, `hi` and `check`. */
@@ -215,7 +261,7 @@ export class TextScanner {
   #unicodeEscape(at: number): boolean {
     const { bytes } = this;
     for (let i = at + 2; i < at + 6; i++) {
-      if (isHexDigit[bytes[i] ?? 0] === 0) return false;
+      if (hexDigits[bytes[i] ?? 0] === 0) return false;
     }
     const first = bytes[at + 2] as number;
     const second = bytes[at + 3] as number;
@@ -245,6 +291,8 @@ function specialBytes(word: number): number {
 interface SimdText {
   readonly text: (at: number) => number;
   readonly hash: (from: number, to: number) => number;
+  readonly unescape: (from: number, to: number, out: number) => number;
+  readonly find: (from: number, to: number, size: number) => number;
 }
 
 interface SimdMemory {
@@ -279,6 +327,39 @@ function instantiate(key: Int32Array): {
   words[layout.key / 4] = (key[0] as number) | 1;
   words[layout.key / 4 + 2] = (key[2] as number) | 1;
   bytes.fill(0xff, layout.tailMask, layout.tailMask + 16);
-  bytes.set(isHexDigit, layout.hexDigits);
+  bytes.set(hexDigits, layout.hexDigits);
+  bytes.set(unescaped, layout.unescaped);
   return { memory, exports: exports as SimdText };
+}
+
+/** Writes what the literal `[from, to)` spells to `out`; returns how many bytes that are. */
+function unescapeBytes(bytes: Uint8Array, from: number, to: number, out: Uint8Array): number {
+  let read = from;
+  let write = 0;
+  while (read < to) {
+    const byte = bytes[read++] as number;
+    if (byte !== 0x5c) {
+      out[write++] = byte;
+      continue;
+    }
+    const escape = bytes[read++] as number;
+    if (escape !== 0x75) {
+      out[write++] = unescaped[escape] as number;
+      continue;
+    }
+    let code = 0;
+    for (let i = 0; i < 4; i++) {
+      code = 16 * code + ((hexDigits[bytes[read++] as number] as number) & 15);
+    }
+    if (code < 0x80) out[write++] = code;
+    else if (code < 0x800) {
+      out[write++] = 0xc0 | (code >> 6);
+      out[write++] = 0x80 | (code & 0x3f);
+    } else {
+      out[write++] = 0xe0 | (code >> 12);
+      out[write++] = 0x80 | ((code >> 6) & 0x3f);
+      out[write++] = 0x80 | (code & 0x3f);
+    }
+  }
+  return write;
 }
