@@ -28,7 +28,7 @@ export const chatTemplates: Readonly<Record<string, string>> = {
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}`,
 
-  strict: `{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate user and assistant') }}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + message['content'].strip() + ' [/INST]' }}{% else %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}`,
+  strict: `{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate user and assistant') }}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + message['content'].strip(' \\n-') + ' [/INST]' }}{% else %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}`,
 
   macros: `{%- macro turn(role, text, open=false) -%}
 <|im_start|>{{ role }}
@@ -51,7 +51,7 @@ export const chatTemplates: Readonly<Record<string, string>> = {
 {%- set content = message.content %}
 {%- if message.role == 'assistant' %}
 {%- if message.reasoning_content is string %}{% set thought = message.reasoning_content %}
-{%- elif '</think>' in content %}{% set thought = content.split('</think>')[0].split('<think>')[-1].strip() %}{% set content = content.split('</think>')[-1].lstrip() %}
+{%- elif '</think>' in content %}{% set thought = content.split('</think>')[0].split('<think>')[-1].strip() %}{% set content = content.split('</think>')[-1].lstrip('\\n') %}
 {%- else %}{% set thought = '' %}{% endif %}
 {{- '<|im_start|>assistant\\n' }}{% if thought and loop.last %}{{ '<think>\\n' ~ thought ~ '\\n</think>\\n\\n' }}{% endif %}{{ content }}{{ '<|im_end|>\\n' }}
 {%- elif content == 'ok' or content.endswith('!') %}{{ '<|im_start|>' ~ message.role ~ '\\n(' ~ content ~ ')<|im_end|>\\n' }}

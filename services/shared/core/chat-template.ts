@@ -1,5 +1,6 @@
 import * as jinja from "@huggingface/jinja";
 import { normaliseMessages, normaliseTools, type ContentFormat } from "./chat-messages.ts";
+import { strip, type StrippedEnds } from "./chat-template-text.ts";
 import { MeshError } from "./errors.ts";
 import { invariant } from "./invariant.ts";
 import { strftimeUtc } from "./strftime.ts";
@@ -78,6 +79,7 @@ export class ChatTemplate {
       throw templateError("chat template cannot be parsed", cause);
     }
     this.contentFormat = iteratesContent(this.syntax) ? "parts" : "string";
+    callStripHelpers(this.syntax);
     this.specialTokens = specialTokens;
   }
 
@@ -158,12 +160,59 @@ function helpers(wallUnixMs: number | undefined): Record<string, unknown> {
         },
       );
     },
+    ...stripHelpers,
     strftime_now: (format: string): string => {
       if (wallUnixMs === undefined)
         throw new Error("the template asks for the time and none is given");
       return strftimeUtc(format, wallUnixMs);
     },
   };
+}
+
+/**
+ * The template library strips white space whatever it is told to strip, and JavaScript's. So the syntax tree is made to
+ * call helpers instead; no template can use their names, as they are no identifiers.
+ */
+const stripHelpers = Object.fromEntries(
+  (["strip", "lstrip", "rstrip"] as const).map((ends) => [
+    `${ends}()`,
+    (text: unknown, characters?: unknown): string => stripped(ends, text, characters),
+  ]),
+);
+
+/** The ends that a helper strips, by its name in the syntax tree; undefined for other names. */
+export function strippedEndsOf(name: string): StrippedEnds | undefined {
+  return (["strip", "lstrip", "rstrip"] as const).find((ends) => name === `${ends}()`);
+}
+
+function stripped(ends: StrippedEnds, text: unknown, characters: unknown): string {
+  if (typeof text !== "string") throw new Error(`${ends} needs a text`);
+  if (characters === undefined || characters === null) return strip(text, ends);
+  if (typeof characters === "string") return strip(text, ends, characters);
+  throw new Error(`${ends} strips characters of a text`);
+}
+
+function callStripHelpers(program: unknown): void {
+  for (const node of [...nodesOf(program)]) {
+    const property = isNode(node["callee"]) ? node["callee"]["property"] : undefined;
+    const method = nameOf(property);
+    if (node["type"] === "CallExpression" && isNode(node["callee"]) && isStrip(method)) {
+      const { object, computed } = node["callee"];
+      const args = node["args"] as readonly unknown[];
+      if (computed === true || args.length > 1) continue;
+      Object.assign(node, {
+        callee: { ...(property as Node), value: `${method}()` },
+        args: [object, ...args],
+      });
+    } else if (node["type"] === "FilterExpression" && nameOf(node["filter"]) === "trim") {
+      const callee = { ...(node["filter"] as Node), value: "strip()" };
+      Object.assign(node, { type: "CallExpression", callee, args: [node["operand"]] });
+    }
+  }
+}
+
+function isStrip(name: string | undefined): name is StrippedEnds {
+  return name === "strip" || name === "lstrip" || name === "rstrip";
 }
 
 /** Longest list a template's `range` makes, so that a template cannot fill memory. */
@@ -204,8 +253,9 @@ function isNode(value: unknown): value is Node {
 }
 
 function* nodesOf(value: unknown): Generator<Node> {
-  if (Array.isArray(value)) for (const item of value as readonly unknown[]) yield* nodesOf(item);
-  else if (isNode(value)) {
+  if (Array.isArray(value) || value instanceof Map) {
+    for (const item of value as Iterable<unknown>) yield* nodesOf(item);
+  } else if (isNode(value)) {
     yield value;
     for (const child of Object.values(value)) yield* nodesOf(child);
   }

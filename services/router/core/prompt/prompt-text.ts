@@ -1,3 +1,4 @@
+import { strip, type StrippedEnds } from "../../../shared/core/chat-template-text.ts";
 import { spelled, type BodyTexts, type ScannedText } from "../openai/scanned-body.ts";
 
 const encoder = new TextEncoder();
@@ -103,12 +104,13 @@ export class PromptText {
     return this.#note("length", "", () => this.string().length);
   }
 
-  /** The text without white space at its start, its end or both. */
-  trimmed(from: "trim" | "trimStart" | "trimEnd"): PromptText | "" {
-    return this.#note("trim", from, () => {
-      if (this.#hasPlainEdges()) return this;
+  /** The text without some characters, or white space, at its start, its end or both: see `strip`. */
+  stripped(ends: StrippedEnds, characters?: string): PromptText | "" {
+    return this.#note(characters === undefined ? spaceAt[ends] : ends, characters ?? "", () => {
+      if (!this.#mayStrip(ends, characters)) return this;
       const text = this.string();
-      return this.#madeOf(text, text[from](), (t) => t[from]());
+      const make = (t: string): string => strip(t, ends, characters);
+      return this.#madeOf(text, make(text), make);
     });
   }
 
@@ -232,20 +234,27 @@ export class PromptText {
     return texts.holds(at, encoder.encode(plain));
   }
 
-  /** Whether its first and last characters are certainly no white space. */
-  #hasPlainEdges(): boolean {
+  /** False when certainly nothing is stripped. */
+  #mayStrip(ends: StrippedEnds, characters: string | undefined): boolean {
     const bytes = this.#texts?.bytes;
     const at = this.#spelled;
-    if (bytes === undefined || at === undefined) return false;
-    const isPlain = (byte: number): boolean => byte > 0x20 && byte < 0x7f && byte !== 0x5c;
-    if (!isPlain(bytes[at.start] as number) || !isPlain(bytes[at.end - 1] as number)) return false;
-    for (let i = Math.max(at.start, at.end - 1 - escapeReach); i < at.end; i++) {
-      if (bytes[i] === 0x5c) return false;
-    }
-    return true;
+    if (bytes === undefined || at === undefined) return true;
+    // Neither white space, nor part of an escape or of a longer character.
+    const stays = (byte: number): boolean =>
+      byte > 0x20 &&
+      byte < 0x7f &&
+      byte !== 0x5c &&
+      characters?.includes(String.fromCharCode(byte)) !== true;
+    if (ends !== "rstrip" && !stays(bytes[at.start] as number)) return true;
+    if (ends === "lstrip") return false;
+    if (!stays(bytes[at.end - 1] as number)) return true;
+    const reach = bytes.subarray(Math.max(at.start, at.end - 1 - escapeReach), at.end);
+    return reach.includes(0x5c);
   }
 }
 
+/** Names of the questions about white space. */
+const spaceAt = { strip: "strip space", lstrip: "lstrip space", rstrip: "rstrip space" } as const;
 /** How many bytes of an escape follow its backslash. */
 const escapeReach = 5;
 const unicodeEscape = encoder.encode("\\u");

@@ -1,3 +1,4 @@
+import { strip, type StrippedEnds } from "../../../shared/core/chat-template-text.ts";
 import { PromptText, Rope } from "./prompt-text.ts";
 import {
   giveUp,
@@ -27,22 +28,21 @@ const textToText = new Map<string, (text: string) => string>([
   ["capitalize", (t) => t.charAt(0).toUpperCase() + t.slice(1)],
 ]);
 
-/** As the template library has them: what they are to strip is not looked at. */
-const trims = new Map<string, "trim" | "trimStart" | "trimEnd">([
-  ["trim", "trim"],
-  ["strip", "trim"],
-  ["lstrip", "trimStart"],
-  ["rstrip", "trimEnd"],
-]);
-
 function applied(value: string | PromptText | Rope, name: string): Value {
-  const trim = trims.get(name);
-  if (trim !== undefined) {
-    return value instanceof PromptText ? value.trimmed(trim) : plainText(value)[trim]();
-  }
   const make = textToText.get(name);
   if (make === undefined) return giveUp();
   return value instanceof PromptText ? value.made(name, make) : make(plainText(value));
+}
+
+/** What `strip`, `lstrip`, `rstrip` and `trim` give (see `callStripHelpers`). */
+export function stripped(value: Value, ends: StrippedEnds, characters: Value): Value {
+  if (!isText(value)) return giveUp();
+  if (typeof characters !== "string" && characters !== undefined && characters !== null) {
+    return giveUp();
+  }
+  return value instanceof PromptText
+    ? value.stripped(ends, characters ?? undefined)
+    : strip(plainText(value), ends, characters ?? undefined);
 }
 
 function startsOrEnds(value: string | PromptText | Rope, name: string, args: readonly Value[]) {
@@ -86,8 +86,6 @@ export function callMethod(
         return split(value, args);
       case "replace":
         return replaced(value, args);
-      case "trim":
-        return giveUp();
       default:
         return applied(value, name);
     }
@@ -115,7 +113,9 @@ export function callMethod(
 const objectMembers: ReadonlySet<string> = new Set(["get", "items", "keys", "values", "dictsort"]);
 const textMembers: ReadonlySet<string> = new Set([
   ...textToText.keys(),
-  ...trims.keys(),
+  "strip",
+  "lstrip",
+  "rstrip",
   "startswith",
   "endswith",
   "split",
@@ -168,9 +168,7 @@ export function applyFilter(value: Value, name: string): Value {
   }
   if (isText(value)) {
     if (name === "string" || name === "join") return value;
-    return name === "strip" || name === "lstrip" || name === "rstrip"
-      ? giveUp()
-      : applied(value, name);
+    return applied(value, name);
   }
   if (isPlain(value) && !Object.hasOwn(value, name)) {
     if (name === "items" || name === "keys" || name === "values") {

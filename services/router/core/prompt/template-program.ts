@@ -1,3 +1,4 @@
+import { strippedEndsOf } from "../../../shared/core/chat-template.ts";
 import { Rope, type LiteralText, type Part, type PromptText } from "./prompt-text.ts";
 import {
   applyFilter,
@@ -5,6 +6,7 @@ import {
   callMethod,
   memberOf,
   printed,
+  stripped,
   test,
 } from "./template-methods.ts";
 import {
@@ -511,6 +513,13 @@ export class TemplateProgram {
       return (scope) => {
         const { args, named } = read(scope);
         return callMethod(object(scope), name, args, named);
+      };
+    }
+    const ends = strippedEndsOf(String(callee["value"]));
+    if (callee.type === "Identifier" && ends !== undefined) {
+      return (scope) => {
+        const [text, characters] = read(scope).args;
+        return stripped(text, ends, characters);
       };
     }
     const target = this.#expression(callee);
