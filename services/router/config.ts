@@ -108,6 +108,13 @@ export const RouterConfig = z.strictObject({
         .min(1_024)
         .max(2 ** 27)
         .default(16_777_216),
+      /** Memory for tokens and hashes of prompts seen before, bytes. */
+      tokenCacheBytesMax: z
+        .number()
+        .int()
+        .min(0)
+        .max(2 ** 36)
+        .default(64 * 1024 * 1024),
     })
     .prefault({}),
   placement: z

@@ -30,6 +30,7 @@ import { EffectRunner } from "./edge/effect-runner.ts";
 import { createHotServer, extProcName } from "./edge/hot-server.ts";
 import { createMembershipService } from "./edge/membership-server.ts";
 import { ModelRuntimes } from "./edge/model-runtimes.ts";
+import { TokenCacheMetrics } from "./edge/token-cache-metrics.ts";
 import { PeerLinks } from "./edge/peer-links.ts";
 import { PeerService } from "./edge/peer-server.ts";
 import { ProxyPresence } from "./edge/proxy-presence.ts";
@@ -127,7 +128,9 @@ async function startRouter(config: Config): Promise<RunningService> {
     hashSeed: keys.hashSeed,
     log,
     cacheFolder: config.cacheFolder,
+    tokenCacheBytesMax: config.limits.tokenCacheBytesMax,
   });
+  const tokenCache = new TokenCacheMetrics(runtimes, metrics);
   let controlPort = config.controlPort;
   const admissionTimer = new AdmissionTimer(core, clock);
   const settle = (): void => {
@@ -365,6 +368,7 @@ async function startRouter(config: Config): Promise<RunningService> {
       runtimesSettled: runtimes.settled,
     });
     metrics.bodyMemoryBytes.set(hot.bodyMemoryBytes());
+    tokenCache.update();
     const connections = hot.connections();
     if (connections >= 0) metrics.hotConnections.set(connections);
     metrics.peers.set({ state: "synced" }, peerService.syncedCount);

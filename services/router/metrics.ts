@@ -76,6 +76,24 @@ export const routerMetrics = {
     help: "Bytes of the texts that wait for tokenizer threads.",
     labels: [],
   },
+  tokenCacheBytes: {
+    name: "kvmesh_router_token_cache_bytes",
+    kind: "gauge",
+    help: "Memory held by tokens of texts seen before, in bytes, by estimate.",
+    labels: [],
+  },
+  tokenCacheTexts: {
+    name: "kvmesh_router_token_cache_texts_total",
+    kind: "counter",
+    help: "Texts of prompts looked up among those seen before, by outcome (hit, miss), and those forgotten for room (evicted).",
+    labels: ["outcome"],
+  },
+  chatsRead: {
+    name: "kvmesh_router_chats_read_total",
+    kind: "counter",
+    help: "Chats by how they were read: by pieces, or rendered whole by the template library.",
+    labels: ["how"],
+  },
   matchedBlocks: {
     name: "kvmesh_router_matched_blocks",
     kind: "histogram",

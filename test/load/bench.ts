@@ -45,6 +45,12 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
       "lookups, block events and memory of the KV index\n" +
       "  --pairs 1000000  --workers 256  --json",
   },
+  body: {
+    file: "body-bench.ts",
+    about:
+      "chats from the bytes of a body to tokens and block hashes, beside parsing and rendering them\n" +
+      "  --sizes 4,64,220,512 (KB)  --rounds 5  --json",
+  },
   tokenizer: {
     file: "tokenizer-bench.ts",
     about:

@@ -9,10 +9,10 @@ import { NativeTokenizer } from "../../shared/edge/tokenizer-native.ts";
 import type { TokenizerThread } from "../../shared/edge/tokenizer-thread.ts";
 import type { MonoMs } from "../../shared/core/ids.ts";
 import type { MemberFacts } from "../core/membership/member.ts";
-import { ChatReader } from "../core/prompt/chat-reader.ts";
+import { ChatReader, type ChatReaderFigures } from "../core/prompt/chat-reader.ts";
 import { DeferringTokenizer } from "../core/prompt/deferring-tokenizer.ts";
 import type { ModelRuntime, PromptTokenizer } from "../core/prompt/model-runtime.ts";
-import { PromptCache } from "../core/prompt/prompt-cache.ts";
+import { PromptCache, type PromptCacheFigures } from "../core/prompt/prompt-cache.ts";
 import { encodeMsMax } from "./prompt-reading.ts";
 
 /** Largest model file that a worker may deliver, bytes. */
@@ -59,6 +59,7 @@ export class ModelRuntimes {
   readonly #cache: PromptCache;
   readonly #readers = new Map<string, ChatReader>();
   #readersMade = 0;
+  #droppedReads: ChatReaderFigures = { read: 0, left: 0 };
   readonly #asked = new Map<string, { readonly streamId: number; readonly at: MonoMs }>();
 
   constructor(options: {
@@ -73,6 +74,17 @@ export class ModelRuntimes {
     this.#log = options.log;
     this.#tokenCacheBytesMax = options.tokenCacheBytesMax ?? tokenCacheBytesDefault;
     this.#cache = new PromptCache({ bytesMax: (3 * this.#tokenCacheBytesMax) / 4 });
+  }
+
+  /** What prompts seen before have saved so far. */
+  get tokenCacheFigures(): PromptCacheFigures & ChatReaderFigures {
+    let read = this.#droppedReads.read;
+    let left = this.#droppedReads.left;
+    for (const { figures } of this.#readers.values()) {
+      read += figures.read;
+      left += figures.left;
+    }
+    return { ...this.#cache.figures, read, left };
   }
 
   /** What is needed to read the prompts of a pool; `undefined` before its first worker. */
@@ -240,7 +252,11 @@ export class ModelRuntimes {
       chainBytesMax: this.#tokenCacheBytesMax / 4,
       domain: this.#readersMade++,
     });
-    if (this.#readers.size >= readersMax) this.#readers.clear();
+    if (this.#readers.size >= readersMax) {
+      const { read, left } = this.tokenCacheFigures;
+      this.#droppedReads = { read, left };
+      this.#readers.clear();
+    }
     this.#readers.set(key, reader);
     return reader;
   }
