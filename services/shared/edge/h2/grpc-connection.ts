@@ -75,7 +75,8 @@ export class GrpcConnection implements ConnectionListener, CallHost {
       return;
     }
     if (server.options.allow?.(path, this.peer) === false) {
-      const text = `caller ${this.peer} is not on the allow-list of ${path}`;
+      const service = path.slice(1, path.lastIndexOf("/"));
+      const text = `caller ${this.peer} is not on the allow-list of ${service}`;
       this.#refuse(stream, "not_allowed", grpcStatus.permissionDenied, text);
       return;
     }
