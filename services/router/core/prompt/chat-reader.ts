@@ -95,7 +95,10 @@ export class ChatReader {
       this.#read++;
       return prompt;
     } catch (error) {
-      if (!(error instanceof NotRendered) && !(error instanceof MeshError)) throw error;
+      // A range error is a template that calls itself without end.
+      const isJudged =
+        error instanceof NotRendered || error instanceof MeshError || error instanceof RangeError;
+      if (!isJudged) throw error;
       this.#left++;
       return undefined;
     } finally {

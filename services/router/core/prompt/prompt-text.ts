@@ -123,11 +123,12 @@ export class PromptText {
     });
   }
 
-  /** The texts between separators, which are not empty. */
-  split(separator: string): readonly (PromptText | "")[] {
+  /** The texts between separators, which are not empty; null when there are too many to keep. */
+  split(separator: string): readonly (PromptText | "")[] | null {
     return this.#note("split", separator, () => {
       if (!this.#mayHold(separator)) return [this];
       const text = this.string();
+      if (text.split(separator, partsMax + 1).length > partsMax) return null;
       const cut = (t: string, i: number): string => t.split(separator)[i] ?? "";
       return text.split(separator).map((part, i) => this.#madeOf(text, part, (t) => cut(t, i)));
     });
@@ -255,6 +256,8 @@ export class PromptText {
 
 /** Names of the questions about white space. */
 const spaceAt = { strip: "strip space", lstrip: "lstrip space", rstrip: "rstrip space" } as const;
+/** Most texts that one is split into. */
+const partsMax = 64;
 /** How many bytes of an escape follow its backslash. */
 const escapeReach = 5;
 const unicodeEscape = encoder.encode("\\u");

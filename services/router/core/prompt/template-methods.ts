@@ -55,7 +55,9 @@ function startsOrEnds(value: string | PromptText | Rope, name: string, args: rea
 function split(value: string | PromptText | Rope, args: readonly Value[]): Value {
   const [separator] = args;
   if (args.length !== 1 || typeof separator !== "string" || separator === "") return giveUp();
-  return (value instanceof PromptText ? value : plainText(value)).split(separator);
+  return value instanceof PromptText
+    ? (value.split(separator) ?? giveUp())
+    : plainText(value).split(separator);
 }
 
 function replaced(value: string | PromptText | Rope, args: readonly Value[]): Value {
