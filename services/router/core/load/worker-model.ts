@@ -106,7 +106,10 @@ export class WorkerModel {
     }
     if (delta.interTokenCount < 8 || delta.running < 0.5) return;
     const steps = delta.interTokenCount / delta.running;
-    const prefillShareMs = (this.#current.c1 * delta.computedTokens) / Math.max(1, steps);
+    // A prompt's own answer has no gap for it: only those of the others are longer.
+    const othersShare = Math.max(0, delta.running - 1) / delta.running;
+    const prefillMs = this.#current.c1 * delta.computedTokens * othersShare;
+    const prefillShareMs = prefillMs / Math.max(1, steps);
     const stepMs = delta.interTokenMs - prefillShareMs;
     if (stepMs <= 0) return;
     this.#decode.observe(
