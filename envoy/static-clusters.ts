@@ -74,7 +74,10 @@ function raisedLimits(options: EnvoyOptions): Config {
  */
 const onlyHealthyHosts: Config = { common_lb_config: { healthy_panic_threshold: { value: 1 } } };
 
-/** The routers' hot ports: which process decides is chosen per request, and a failing one is left out at once. */
+/**
+ * The routers' hot ports: which process decides is chosen per request, and a failing one is left out at once, however many
+ * others are left out already: with all of them out, all are used.
+ */
 function routers(options: EnvoyOptions): Config {
   return {
     name: routerCluster,
@@ -90,7 +93,7 @@ function routers(options: EnvoyOptions): Config {
       enforcing_consecutive_gateway_failure: 100,
       interval: "1s",
       base_ejection_time: "5s",
-      max_ejection_percent: 50,
+      max_ejection_percent: 100,
     },
     ...http2(
       { intervalSeconds: 2, timeoutSeconds: 1 },
