@@ -273,7 +273,8 @@ describe("a mesh on virtual time", () => {
     expect(at(lossy, 0.999)).toBeLessThanOrEqual(2);
     // An end is unknown for the 20 ms of the access log's buffer: three answers that end together within them make three.
     expect(whole.at(-1)).toBeLessThanOrEqual(3);
-    expect(lossy.at(-1)).toBeLessThanOrEqual(3);
+    // A lost end is unknown until two reports have shown it, 200 ms: within them one more may end.
+    expect(lossy.at(-1)).toBeLessThanOrEqual(4);
   });
 });
 
