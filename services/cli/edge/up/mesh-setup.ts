@@ -37,6 +37,8 @@ export interface MeshRequest {
   readonly engines: readonly Settings[];
   /** Settings of every worker, laid under a member's own. */
   readonly workerSettings: Settings;
+  /** Where processes keep tokenizer tables; a folder of the state's when absent. Meshes may share it. */
+  readonly cacheFolder?: string;
   /** Added to the environment of every process. */
   readonly env?: Readonly<Record<string, string>>;
 }
@@ -79,7 +81,7 @@ export async function prepareMesh(input: MeshRequest): Promise<PreparedMesh> {
     console: mesh.console,
     otlpEndpoint,
     consoleStore: state.file("console"),
-    cacheFolder: state.file("cache"),
+    cacheFolder: input.cacheFolder ?? state.file("cache"),
     members,
     engines: input.engines,
     sections: input.sections,
