@@ -272,7 +272,14 @@ const halfLoad =
     ? undefined
     : await decisionsAtHalfLoad(fastest.perSecond);
 
-const metrics = await router.metrics();
+/** The last records are on their way for a moment yet. */
+const settledMsMax = 5_000;
+let metrics = await router.metrics();
+for (let waited = 0; waited < settledMsMax; waited += 100) {
+  if (metrics.total("kvmesh_router_reservations_open") === 0) break;
+  await sleep(100);
+  metrics = await router.metrics();
+}
 const hits = metrics.total("kvmesh_router_prefix_hit_ratio_sum");
 const decisions = metrics.total("kvmesh_router_prefix_hit_ratio_count");
 const result = {

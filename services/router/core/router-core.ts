@@ -2,7 +2,13 @@ import { MeshError, type MeshErrorCode } from "../../shared/core/errors.ts";
 import { monoMs, type MonoMs, type WorkerId } from "../../shared/core/ids.ts";
 import type { StepModel } from "../../shared/core/step-model.ts";
 import { admissionDefaults, type AdmissionOptions } from "./admission/options.ts";
-import { decodeCostMs, estimateOf, PoolGate, workMs } from "./admission/pool-gate.ts";
+import {
+  busyPrefillMs,
+  decodeCostMs,
+  estimateOf,
+  PoolGate,
+  workMs,
+} from "./admission/pool-gate.ts";
 import type { Attempt, LateRefusal } from "./admission/admission.ts";
 import { classFor, type RequestHints } from "./admission/request-hints.ts";
 import type { TenantDemand } from "./admission/router-shares.ts";
@@ -10,12 +16,13 @@ import { SessionHomes } from "./admission/session-homes.ts";
 import type { AskEstimate, Refusal, Waiter } from "./admission/waiter.ts";
 import { roomDefaults, type RoomOptions } from "./admission/worker-rooms.ts";
 import { DecisionLog } from "./decisions/decision-log.ts";
+import { DecisionRecord, type DecisionSubject } from "./decisions/decision-record.ts";
 import type {
   AnswerForm,
   CachedDifference,
   Decision,
   DecisionAdmission,
-  FilteredWorker,
+  DecisionOutcome,
   Observation,
 } from "./decisions/decision.ts";
 import { KvIndex } from "./kv-index/kv-index.ts";
@@ -136,7 +143,7 @@ export interface ServedRecord {
   readonly responseBytes: number;
 }
 
-const emptySubset: readonly FilteredWorker[] = [];
+const placed: DecisionOutcome = { kind: "placed" };
 
 type Gate = PoolGate<AdmittedRequest>;
 
@@ -531,7 +538,7 @@ export class RouterCore {
     if (outcome.kind !== "placed" || admission === undefined) {
       return { kind: "answered", costMs: 0, tokens: 0 };
     }
-    const uncached = made.promptTokens - (made.candidates[0]?.matchedTokens ?? 0);
+    const uncached = made.promptTokens - (made.chosen?.matchedTokens ?? 0);
     const tokens = uncached + made.expectedOutputTokens;
     return { kind: "answered", costMs: admission.chargedMs, tokens };
   }
@@ -643,19 +650,17 @@ export class RouterCore {
     if (chosen === undefined) return this.#noWorker(input, eligible, policyName);
     if (!input.dryRun) this.#turns.set(input.pool, request.turn + 1);
 
-    const decision: Decision = {
-      ...this.#base(input, policyName, eligible.filtered),
-      leftOut: ranking.leftOut + eligible.filteredLeftOut,
-      outcome: { kind: "placed" },
-      expectedOutputTokens: request.expectedOutputTokens,
-      workerId: chosen.workerId,
-      endpoints: endpointsOf(ordered, 1 + this.#options.fallbacksMax),
-      candidates: ordered,
-      marginMs: ranking.marginMs,
-      tieBreak: ranking.tieBreak,
-      indexAgeMs: this.#indexAgeMs(chosen.workerId, now),
-      admission: pass === undefined ? undefined : this.#charged(pass, chosen, request, now),
-    };
+    const decision = new DecisionRecord(this.#subject(input, policyName), placed);
+    decision.filtered = eligible.filtered;
+    decision.leftOut = ranking.leftOut + eligible.filteredLeftOut;
+    decision.expectedOutputTokens = request.expectedOutputTokens;
+    decision.workerId = chosen.workerId;
+    decision.endpoints = endpointsOf(ordered, 1 + this.#options.fallbacksMax);
+    decision.candidates = ordered;
+    decision.marginMs = ranking.marginMs;
+    decision.tieBreak = ranking.tieBreak;
+    decision.indexAgeMs = this.#indexAgeMs(chosen.workerId, now);
+    if (pass !== undefined) decision.admission = this.#charged(pass, chosen, request, now);
     if (!input.dryRun && !this.#reserve(decision, input, now)) {
       const { openCount } = this.book;
       return this.refuse(
@@ -725,18 +730,10 @@ export class RouterCore {
     error: { readonly code: MeshErrorCode; readonly message: string },
     admission: DecisionAdmission | undefined,
   ): Decision {
-    const decision: Decision = {
-      ...this.#base(input, this.policyOf(input.pool), emptySubset),
-      admission,
-      outcome: { kind: "refused", code: error.code, message: error.message },
-      expectedOutputTokens: 0,
-      workerId: undefined,
-      endpoints: [],
-      candidates: [],
-      marginMs: 0,
-      tieBreak: "",
-      indexAgeMs: 0,
-    };
+    const outcome = { kind: "refused", code: error.code, message: error.message } as const;
+    const subject = this.#subject(input, this.policyOf(input.pool));
+    const decision = new DecisionRecord(subject, outcome);
+    decision.admission = admission;
     this.decisions.add(decision);
     return decision;
   }
@@ -753,7 +750,13 @@ export class RouterCore {
     const at = monoMs(now - reservation.ageMs);
     if (this.#usedAt.has(reservation.workerId)) this.#usedAt.set(reservation.workerId, now);
     const pool = this.members.get(reservation.workerId)?.pool;
-    const placed = { workMs: prefillMs, tokens: uncachedTokens + expectedOutputTokens / 2 };
+    const stepTokensMax = this.members.get(reservation.workerId)?.facts?.stepTokensMax ?? 0;
+    const steps = model?.steps ?? defaultStepModel;
+    const on = { steps, load, matchedTokens: cached, stepTokensMax };
+    const placed = {
+      workMs: busyPrefillMs(on, uncachedTokens),
+      tokens: uncachedTokens + expectedOutputTokens / 2,
+    };
     if (pool !== undefined) this.#gates.get(pool)?.rooms.opened(reservation.workerId, placed, now);
     this.book.open(
       {
@@ -803,7 +806,7 @@ export class RouterCore {
       return undefined;
     }
     if (decision.observed?.closedBy === "access_log") return decision.observed;
-    const chosen = decision.candidates[0];
+    const chosen = decision.chosen;
     const servedAsPicked = record.servedEndpoint === (decision.endpoints[0] ?? "");
     const cachedBlocks = this.#observers.get(decision.workerId)?.finish(decisionId);
     const cached = this.#cachedTokens(decision, servedAsPicked ? cachedBlocks : undefined, record);
@@ -844,7 +847,7 @@ export class RouterCore {
 
   #learn(decision: Decision, observed: Observation, backlogMs: number): void {
     const model = this.#models.get(decision.workerId as WorkerId);
-    const chosen = decision.candidates[0];
+    const chosen = decision.chosen;
     if (model === undefined || chosen === undefined) return;
     // The proxy's clock runs while a request waits here; the engine knows nothing of that.
     const ttftMs = observed.ttftMs - (decision.admission?.waitedMs ?? 0);
@@ -875,8 +878,8 @@ export class RouterCore {
       return { cachedTokens: -1, cachedDifference: "unknown" };
     }
     const cachedTokens = Math.min(blocks * block, reusable);
-    const predicted = decision.candidates[0]?.matchedTokens ?? 0;
-    const suspect = decision.candidates[0]?.suspect === true;
+    const predicted = decision.chosen?.matchedTokens ?? 0;
+    const suspect = decision.chosen?.suspect === true;
     const cachedDifference =
       cachedTokens === predicted
         ? "none"
@@ -892,7 +895,7 @@ export class RouterCore {
 
   /** False when the book is full. */
   #reserve(decision: Decision, input: PlaceInput, now: MonoMs): boolean {
-    const chosen = decision.candidates[0];
+    const chosen = decision.chosen;
     if (chosen === undefined) return false;
     const uncachedTokens = input.promptTokens - chosen.matchedTokens;
     const opened = this.book.open(
@@ -1006,54 +1009,39 @@ export class RouterCore {
     const contextMax = this.#table.contextMax(input.pool);
     const tooLong =
       input.loadOnlyReason === "" && contextMax > 0 && input.promptTokens >= contextMax;
-    const decision: Decision = {
-      ...this.#base(input, policy, filtered),
-      leftOut: filteredLeftOut,
-      outcome: tooLong
-        ? {
-            kind: "refused",
-            code: "context_length_exceeded",
-            message:
-              `the prompt has ${input.promptTokens} tokens; model ${input.model} takes fewer than ` +
-              `${contextMax} with room for an answer`,
-          }
-        : {
-            kind: "no_worker",
-            code: "no_ready_worker",
-            message: `no worker of pool ${input.pool} can take the request: ${describeFiltered(filteredCounts)}`,
-          },
-      expectedOutputTokens: 0,
-      workerId: undefined,
-      endpoints: [],
-      candidates: [],
-      marginMs: 0,
-      tieBreak: "",
-      indexAgeMs: 0,
-    };
+    const outcome: DecisionOutcome = tooLong
+      ? {
+          kind: "refused",
+          code: "context_length_exceeded",
+          message:
+            `the prompt has ${input.promptTokens} tokens; model ${input.model} takes fewer than ` +
+            `${contextMax} with room for an answer`,
+        }
+      : {
+          kind: "no_worker",
+          code: "no_ready_worker",
+          message: `no worker of pool ${input.pool} can take the request: ${describeFiltered(filteredCounts)}`,
+        };
+    const decision = new DecisionRecord(this.#subject(input, policy), outcome);
+    decision.filtered = filtered;
+    decision.leftOut = filteredLeftOut;
     this.decisions.add(decision);
     return decision;
   }
 
-  #base(input: PlaceInput, policy: PolicyName, filtered: readonly FilteredWorker[]) {
+  #subject(input: PlaceInput, policy: PolicyName): DecisionSubject {
     this.#decisionCount++;
     return {
       id: `${this.#options.decisionPrefix}.${this.#decisionCount}`,
       requestId: input.requestId,
-      traceId: "",
-      traceparent: "",
       decidedUnixUs: input.unixUs,
-      decideUs: 0,
       pool: input.pool,
       model: input.model,
       answer: input.answer ?? "",
       policy,
       promptTokens: input.promptTokens,
       promptBlocks: input.hashes.length / 2,
-      filtered,
-      leftOut: 0,
       loadOnlyReason: input.loadOnlyReason,
-      admission: undefined,
-      observed: undefined,
     };
   }
 

@@ -130,7 +130,7 @@ export class AccessOutcomes {
     if (observed.status === 200 && observed.ttftMs > 0) {
       metrics.ttftSeconds.observe(observed.ttftMs / 1_000);
     }
-    const chosen = core.decisions.byId(decisionId)?.candidates[0];
+    const chosen = core.decisions.byId(decisionId)?.chosen;
     if (chosen !== undefined && observed.servedAsPicked && observed.ttftMs > 0) {
       const error = Math.abs(chosen.predictedTtftMs - observed.ttftMs) / observed.ttftMs;
       metrics.ttftErrorRatio.observe(error);
@@ -151,7 +151,7 @@ export class AccessOutcomes {
     const span = tracing.start(spanNames.serve, { parent, startUnixUs: decidedUs });
     if (span === undefined) return;
     const [host, port] = splitEndpoint(record.servedEndpoint);
-    const chosen = decision?.candidates[0];
+    const chosen = decision?.chosen;
     const cachedTokens = observed?.cachedTokens ?? -1;
     const observedTtftMs = observed?.ttftMs ?? 0;
     const known = observedTtftMs > 0;

@@ -465,7 +465,7 @@ export class Decider implements RequestDecider {
       if (waitedMs > 0) metrics.admissionWait.observe({ class: className }, waitedMs / 1_000);
     }
     this.#d.onDecision(decision);
-    const [chosen] = decision.candidates;
+    const { chosen } = decision;
     if (outcome.kind !== "placed" || chosen === undefined) return;
     if (prompt.loadOnly === undefined && prompt.tokens > 0) {
       metrics.matchedBlocks.observe(chosen.matchedBlocks);
@@ -477,7 +477,7 @@ export class Decider implements RequestDecider {
     const single = bodyMode === "full_duplex" && !this.#d.duplexFallbacks;
     const endpoints = single ? decision.endpoints.slice(0, 1) : decision.endpoints;
     const destination = endpoints.join(",");
-    const [chosen] = decision.candidates;
+    const { chosen } = decision;
     return {
       kind: "route",
       setHeaders: [

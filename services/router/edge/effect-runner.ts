@@ -103,7 +103,7 @@ export class EffectRunner {
             expectedOutputTokens: decision.expectedOutputTokens,
             ageMs: 0,
             model: decision.model,
-            predictedTtftMs: decision.candidates[0]?.predictedTtftMs ?? 0,
+            predictedTtftMs: decision.chosen?.predictedTtftMs ?? 0,
           },
         });
         break;

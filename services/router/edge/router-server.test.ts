@@ -37,7 +37,8 @@ test("an unknown decision is named as it was asked for", async () => {
 
 test("a decision tells how many of its workers are not kept", async () => {
   const decision = core.place(placeInput(), at(1));
-  decision.leftOut = 41;
+  const kept = core.decisions.byId(decision.id);
+  if (kept !== undefined) kept.leftOut = 41;
   const answer = await explain({ $case: "decisionId", value: decision.id });
   expect(answer.decision?.leftOut).toBe(41);
 });

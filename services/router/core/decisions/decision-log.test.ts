@@ -1,8 +1,9 @@
 import { describe, expect, test } from "vitest";
 import { workerId } from "../../../shared/core/ids.ts";
 import type { ScoredCandidate } from "../placement/candidate.ts";
+import { numberCount, plainCandidate, RowCandidate } from "../placement/row-candidate.ts";
 import { DecisionLog } from "./decision-log.ts";
-import type { Decision } from "./decision.ts";
+import { DecisionRecord } from "./decision-record.ts";
 
 const candidate = (n: number): ScoredCandidate => ({
   workerId: workerId(`w${n}`),
@@ -33,34 +34,25 @@ const candidate = (n: number): ScoredCandidate => ({
   decodeMs: 0,
 });
 
-function decision(n: number, candidates: readonly ScoredCandidate[]): Decision {
-  return {
-    id: `r.1.${n}`,
-    requestId: `request-${n}`,
-    traceId: "",
-    traceparent: "",
-    decidedUnixUs: n,
-    decideUs: 0,
-    pool: "p",
-    model: "m",
-    answer: "stream",
-    policy: "kv",
-    outcome: { kind: "placed" },
-    promptTokens: 1,
-    promptBlocks: 0,
-    expectedOutputTokens: 1,
-    workerId: candidates[0]?.workerId,
-    endpoints: [],
-    candidates,
-    filtered: [],
-    leftOut: 0,
-    marginMs: 0,
-    tieBreak: "",
-    indexAgeMs: 0,
-    loadOnlyReason: "",
-    admission: undefined,
-    observed: undefined,
-  };
+function decision(n: number, candidates: readonly ScoredCandidate[]): DecisionRecord {
+  const made = new DecisionRecord(
+    {
+      id: `r.1.${n}`,
+      requestId: `request-${n}`,
+      decidedUnixUs: n,
+      pool: "p",
+      model: "m",
+      answer: "stream",
+      policy: "kv",
+      promptTokens: 1,
+      promptBlocks: 0,
+      loadOnlyReason: "",
+    },
+    { kind: "placed" },
+  );
+  made.workerId = candidates[0]?.workerId;
+  made.candidates = candidates;
+  return made;
 }
 
 const list = (length: number): ScoredCandidate[] => Array.from({ length }, (_, n) => candidate(n));
@@ -116,5 +108,51 @@ describe("DecisionLog", () => {
     for (let n = 4_951; n <= 5_000; n++) listed += log.byId(`r.1.${n}`)?.candidates.length ?? 0;
     expect(listed).toBeGreaterThan(60_000 / 2);
     expect(listed).toBeLessThanOrEqual(65_536);
+  });
+
+  test("keeps of candidates of our own cost what they were, when their numbers have moved to rows", () => {
+    const decisionsMax = 5;
+    const log = new DecisionLog({ decisionsMax });
+    const random = (n: number, i: number) => ((n * 7_919 + i * 104_729) % 100_003) / 7;
+    const rowCandidate = (n: number): RowCandidate => {
+      const numbers = Array.from({ length: numberCount }, (_, i) => random(n, i));
+      const { workerId: id, endpoint, steps } = candidate(n);
+      return new RowCandidate({ workerId: id, endpoint, steps }, numbers);
+    };
+    const made: { record: DecisionRecord; candidates: ScoredCandidate[] }[] = [];
+    for (let n = 1; n <= 23; n++) {
+      const candidates = Array.from({ length: n % 12 }, (_, i) => rowCandidate(100 * n + i));
+      const record = decision(n, candidates);
+      made.push({ record, candidates: candidates.map(plainCandidate) });
+      log.add(record);
+      for (const { record: kept, candidates: were } of made.slice(-decisionsMax)) {
+        expect(log.byId(kept.id)?.candidates.map(plainCandidate)).toEqual(were);
+        expect(kept.chosen?.workerId).toBe(were[0]?.workerId);
+        expect([kept.listed, kept.leftOut]).toEqual([were.length, 0]);
+      }
+    }
+  });
+
+  test("shortens a decision whose first candidates are rows to those", () => {
+    const log = new DecisionLog({ decisionsMax: 10 });
+    const { workerId: id, endpoint, steps } = candidate(1);
+    const numbers = Array.from({ length: numberCount }, (_, i) => i + 0.5);
+    const one = new RowCandidate({ workerId: id, endpoint, steps }, numbers);
+    log.add(
+      decision(
+        1,
+        Array.from({ length: 40_000 }, () => one),
+      ),
+    );
+    log.add(
+      decision(
+        2,
+        Array.from({ length: 40_000 }, () => one),
+      ),
+    );
+    log.add(decision(3, []));
+    expect(log.byId("r.1.1")?.candidates).toHaveLength(8);
+    expect(log.byId("r.1.1")?.leftOut).toBe(39_992);
+    expect(log.byId("r.1.2")?.candidates).toHaveLength(40_000);
   });
 });

@@ -1,4 +1,5 @@
-import type { Decision } from "./decision.ts";
+import { CandidateRows, rowsPerDecision } from "./candidate-rows.ts";
+import type { DecisionRecord } from "./decision-record.ts";
 
 /**
  * Workers listed in whole decisions, candidates and filtered ones, that are kept. Each is about 1 KB: with a thousand
@@ -6,24 +7,28 @@ import type { Decision } from "./decision.ts";
  */
 const workersListedMax = 65_536;
 /** What stays of each list of an older decision. */
-const listKept = 8;
+const listKept = rowsPerDecision;
 
 /**
  * The newest decisions by id and by request, at most `decisionsMax`; the oldest goes first. Lists of workers are kept
  * whole for the newest decisions, as many as fit, and shortened to the first eight for the older ones.
  */
 export class DecisionLog {
-  readonly #byId = new Map<string, Decision>();
-  readonly #byRequest = new Map<string, Decision>();
+  readonly #byId = new Map<string, DecisionRecord>();
+  readonly #byRequest = new Map<string, DecisionRecord>();
   readonly #decisionsMax: number;
-  #last: Decision | undefined;
+  readonly #rows: CandidateRows;
+  /** Place of the newest decision among the rows: one for each that is kept, taken in turn. */
+  #lastPlace = 0;
+  #last: DecisionRecord | undefined;
   /** Whole decisions, oldest first, from `#wholeFrom` on. */
-  #whole: Decision[] = [];
+  #whole: DecisionRecord[] = [];
   #wholeFrom = 0;
   #workersListed = 0;
 
   constructor(options: { readonly decisionsMax: number }) {
     this.#decisionsMax = options.decisionsMax;
+    this.#rows = new CandidateRows(options.decisionsMax);
   }
 
   /** Number kept. */
@@ -32,15 +37,18 @@ export class DecisionLog {
   }
 
   /** The newest decision. */
-  get last(): Decision | undefined {
+  get last(): DecisionRecord | undefined {
     return this.#last;
   }
 
   /** Keeps a decision; a request decided twice is found under its newest. */
-  add(decision: Decision): void {
+  add(decision: DecisionRecord): void {
     this.#byId.set(decision.id, decision);
     this.#byRequest.set(decision.requestId, decision);
+    // The newest is still being looked at; the one before it hardly is.
+    this.#last?.pack(this.#rows, this.#lastPlace);
     this.#last = decision;
+    this.#lastPlace = (this.#lastPlace + 1) % this.#decisionsMax;
     this.#shortenOlder(decision);
     if (this.#byId.size <= this.#decisionsMax) return;
     const oldest = this.#byId.values().next().value;
@@ -51,42 +59,31 @@ export class DecisionLog {
   }
 
   /** By decision id. */
-  byId(id: string): Decision | undefined {
+  byId(id: string): DecisionRecord | undefined {
     return this.#byId.get(id);
   }
 
   /** By request id. */
-  byRequest(requestId: string): Decision | undefined {
+  byRequest(requestId: string): DecisionRecord | undefined {
     return this.#byRequest.get(requestId);
   }
 
-  #shortenOlder(newest: Decision): void {
-    if (listed(newest) <= 2 * listKept) return;
+  #shortenOlder(newest: DecisionRecord): void {
+    if (newest.listed <= 2 * listKept) return;
     this.#whole.push(newest);
-    this.#workersListed += listed(newest);
+    this.#workersListed += newest.listed;
     while (this.#workersListed > workersListedMax && this.#wholeFrom < this.#whole.length - 1) {
-      shorten(this.#dropOldestWhole());
+      this.#dropOldestWhole().shorten(listKept);
     }
   }
 
-  #dropOldestWhole(): Decision {
-    const oldest = this.#whole[this.#wholeFrom++] as Decision;
-    this.#workersListed -= listed(oldest);
+  #dropOldestWhole(): DecisionRecord {
+    const oldest = this.#whole[this.#wholeFrom++] as DecisionRecord;
+    this.#workersListed -= oldest.listed;
     if (this.#wholeFrom >= 1_024) {
       this.#whole = this.#whole.slice(this.#wholeFrom);
       this.#wholeFrom = 0;
     }
     return oldest;
   }
-}
-
-function listed(decision: Decision): number {
-  return decision.candidates.length + decision.filtered.length;
-}
-
-function shorten(decision: Decision): void {
-  const before = listed(decision);
-  decision.candidates = decision.candidates.slice(0, listKept);
-  decision.filtered = decision.filtered.slice(0, listKept);
-  decision.leftOut += before - listed(decision);
 }

@@ -90,14 +90,16 @@ export interface Decision {
   readonly workerId: WorkerId | undefined;
   /** First choice, then fallbacks. */
   readonly endpoints: readonly string[];
+  /** The first of `candidates`. */
+  readonly chosen: ScoredCandidate | undefined;
   /**
    * Eligible workers, cheapest first, and below those that were not, by id. Of large pools the first of each list only;
-   * the log shortens both lists of older decisions further. See `leftOut`.
+   * the log shortens both lists of older decisions further. See `leftOut`. The log may have to make the list anew.
    */
-  candidates: readonly ScoredCandidate[];
-  filtered: readonly FilteredWorker[];
+  readonly candidates: readonly ScoredCandidate[];
+  readonly filtered: readonly FilteredWorker[];
   /** Workers that belong in either list and are not kept. */
-  leftOut: number;
+  readonly leftOut: number;
   readonly marginMs: number;
   readonly tieBreak: string;
   readonly indexAgeMs: number;

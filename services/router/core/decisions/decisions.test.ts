@@ -1,22 +1,29 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 
-import {
-  candidateInput,
-  placeInput,
-  routerCore,
-} from "../../../../test/support/router-builders.ts";
-import { MeshError } from "../../../shared/core/errors.ts";
+import { candidateInput } from "../../../../test/support/router-builders.ts";
 import type { ScoredCandidate } from "../placement/candidate.ts";
 import { DecisionLog } from "./decision-log.ts";
-import type { Decision } from "./decision.ts";
+import { DecisionRecord } from "./decision-record.ts";
 import { reweigh } from "./what-if.ts";
 
-const refusals = routerCore();
-
 /** A decision under these ids. */
-function decision(id: string, requestId: string): Decision {
-  return { ...refusals.refuse(placeInput(), new MeshError("overloaded", "full")), id, requestId };
+function decision(id: string, requestId: string): DecisionRecord {
+  return new DecisionRecord(
+    {
+      id,
+      requestId,
+      decidedUnixUs: 1,
+      pool: "p",
+      model: "m",
+      answer: "",
+      policy: "kv",
+      promptTokens: 1,
+      promptBlocks: 0,
+      loadOnlyReason: "",
+    },
+    { kind: "refused", code: "overloaded", message: "full" },
+  );
 }
 
 describe("DecisionLog", () => {

@@ -44,13 +44,13 @@ export interface TableWorker {
   readonly row: number;
   readonly workerId: WorkerId;
   readonly book: WorkerBook;
+  /** Replaced when its endpoint changes, so that older decisions keep theirs. */
+  named: { readonly workerId: WorkerId; readonly endpoint: string; steps: StepModel };
   pool: string;
-  endpoint: string;
   /** The endpoint's address without its port. */
   host: string;
   suspect: boolean;
   ready: boolean;
-  steps: StepModel;
   /** 0 when unknown. */
   contextTokensMax: number;
 }
@@ -92,6 +92,7 @@ export class PlacementTable {
   readonly #pools = new Map<string, PoolRows>();
   #eligible = new Int32Array(64);
   #away = new Int32Array(64);
+  readonly #filtered = new FilteredList();
 
   constructor(options: { readonly book: LoadBook }) {
     this.#book = options.book;
@@ -115,7 +116,9 @@ export class PlacementTable {
       this.#enterPool(worker, member.pool);
     }
     const { facts, endpoint } = member;
-    worker.endpoint = endpoint;
+    if (worker.named.endpoint !== endpoint) {
+      worker.named = { workerId: member.key, endpoint, steps: speed.steps };
+    }
     worker.host = endpoint.slice(0, endpoint.lastIndexOf(":"));
     worker.suspect = member.suspect;
     worker.contextTokensMax = facts?.contextTokensMax ?? 0;
@@ -171,7 +174,7 @@ export class PlacementTable {
     const { subset } = question;
     const promptTokens = question.isCounted ? question.promptTokens : -1;
     const rows = this.#eligible;
-    const filtered = new FilteredList();
+    const filtered = this.#filtered;
     let eligible = 0;
     let awayCount = 0;
     for (let i = 0; i < count; i++) {
@@ -193,7 +196,7 @@ export class PlacementTable {
     return this.#answer(rows, eligible, filtered);
   }
 
-  #answer(rows: Int32Array, count: number, filtered: FilteredList): Eligible {
+  #answer(rows: Int32Array, count: number, list: FilteredList): Eligible {
     const { values } = this.columns;
     let sum = 0;
     let seen = 0;
@@ -204,7 +207,9 @@ export class PlacementTable {
         seen++;
       }
     }
-    return { rows, count, outputTokensMean: sum / seen, ...filtered.take() };
+    const { filtered, filteredCounts, filteredLeftOut } = list.take();
+    const outputTokensMean = sum / seen;
+    return { rows, count, outputTokensMean, filtered, filteredCounts, filteredLeftOut };
   }
 
   #setReady(worker: TableWorker, ready: boolean): void {
@@ -214,7 +219,7 @@ export class PlacementTable {
   }
 
   #setSpeed(worker: TableWorker, { steps, outputTokensMean }: KnownSpeed): void {
-    worker.steps = steps;
+    worker.named.steps = steps;
     const { values } = this.columns;
     const at = worker.row * rowLength;
     values[at + column.c0] = steps.c0;
@@ -232,12 +237,11 @@ export class PlacementTable {
       row,
       workerId: member.key,
       book: this.#book.attach(member.key, this.columns, row),
+      named: { workerId: member.key, endpoint: "", steps },
       pool: member.pool,
-      endpoint: "",
       host: "",
       suspect: true,
       ready: false,
-      steps,
       contextTokensMax: 0,
     };
     this.#byId.set(member.key, worker);
@@ -270,27 +274,40 @@ export class PlacementTable {
   }
 }
 
+type Filtered = Pick<Eligible, "filtered" | "filteredCounts" | "filteredLeftOut">;
+
+const nobodyFiltered: Filtered = { filtered: [], filteredCounts: new Map(), filteredLeftOut: 0 };
+
 /** Collects workers that may not serve: a few of them, and how many for which reason. */
 class FilteredList {
   #first: FilteredWorker[] = [];
-  readonly #counts = new Map<FilterReason, number>();
+  #counts = new Map<FilterReason, number>();
   #count = 0;
 
   add(worker: TableWorker, reason: FilterReason): void {
     this.#counts.set(reason, (this.#counts.get(reason) ?? 0) + 1);
     this.#count++;
     if (this.#first.length > listedWhole) return;
-    this.#first.push({ workerId: worker.workerId, endpoint: worker.endpoint, reason });
+    const { workerId, endpoint } = worker.named;
+    this.#first.push({ workerId, endpoint, reason });
   }
 
-  take(): Pick<Eligible, "filtered" | "filteredCounts" | "filteredLeftOut"> {
+  /** What has been collected; begins anew. */
+  take(): Filtered {
+    if (this.#count === 0) return nobodyFiltered;
+    const first = this.#first;
+    const filteredCounts = this.#counts;
     const listed = listedOf(this.#count);
-    const filtered = listed < this.#first.length ? this.#first.slice(0, listed) : this.#first;
-    return { filtered, filteredCounts: this.#counts, filteredLeftOut: this.#count - listed };
+    const filteredLeftOut = this.#count - listed;
+    this.#first = [];
+    this.#counts = new Map();
+    this.#count = 0;
+    const filtered = listed < first.length ? first.slice(0, listed) : first;
+    return { filtered, filteredCounts, filteredLeftOut };
   }
 }
 
 /** A subset entry may be an ip:port or an ip alone. */
 function isInSubset(subset: ReadonlySet<string>, worker: TableWorker): boolean {
-  return subset.has(worker.endpoint) || subset.has(worker.host);
+  return subset.has(worker.named.endpoint) || subset.has(worker.host);
 }

@@ -27,11 +27,14 @@ export const candidateNumber = {
   predictedTtftMs: 18,
   prefillMs: 19,
   decodeMs: 20,
+  /** 1 when its block view was being resynchronised. */
+  suspect: 21,
   /** The first of `ownTerms`. */
-  terms: 21,
+  terms: 22,
 } as const;
 
-const numberCount = candidateNumber.terms + ownTerms.length;
+/** Numbers of one candidate. */
+export const numberCount = candidateNumber.terms + ownTerms.length;
 /** Half numbers keep the array one of plain doubles from the start; each is overwritten. */
 const blank: readonly number[] = Array.from({ length: numberCount }, () => 0.5);
 
@@ -44,7 +47,6 @@ export function blankNumbers(): number[] {
 export interface CandidateWorker {
   readonly workerId: WorkerId;
   readonly endpoint: string;
-  readonly suspect: boolean;
   readonly steps: StepModel;
 }
 
@@ -54,18 +56,35 @@ export interface CandidateWorker {
  * make, and a third of their memory.
  */
 export class RowCandidate implements ScoredCandidate {
-  readonly workerId: WorkerId;
-  readonly endpoint: string;
-  readonly suspect: boolean;
-  readonly steps: StepModel;
+  readonly worker: CandidateWorker;
   readonly #n: readonly number[];
 
   constructor(worker: CandidateWorker, numbers: readonly number[]) {
-    this.workerId = worker.workerId;
-    this.endpoint = worker.endpoint;
-    this.suspect = worker.suspect;
-    this.steps = worker.steps;
+    this.worker = worker;
     this.#n = numbers;
+  }
+
+  /** Copies its numbers to `to[at]` and on. */
+  numbersInto(to: Float64Array, at: number): void {
+    const n = this.#n;
+    for (let i = 0; i < numberCount; i++) to[at + i] = n[i] as number;
+  }
+
+  get workerId(): WorkerId {
+    return this.worker.workerId;
+  }
+
+  get endpoint(): string {
+    return this.worker.endpoint;
+  }
+
+  get suspect(): boolean {
+    return this.#n[candidateNumber.suspect] === 1;
+  }
+
+  /** As they are known now. */
+  get steps(): StepModel {
+    return this.worker.steps;
   }
 
   get matchedBlocks(): number {

@@ -262,7 +262,7 @@ export class RowRanker {
       (times[estimated.queueMs] as number) + (times[estimated.stallMs] as number) + prefillMs;
     n[candidateNumber.prefillMs] = prefillMs;
     n[candidateNumber.decodeMs] = times[estimated.decodeMs] as number;
-    return new RowCandidate(this.#readInto(n, row), n);
+    return new RowCandidate(this.#readInto(n, row).named, n);
   }
 
   /** Copies what is known of a row whose cost has just been worked out. */
@@ -288,6 +288,7 @@ export class RowRanker {
     n[candidateNumber.reportedRunning] = report?.running ?? 0;
     n[candidateNumber.reportedWaiting] = report?.waiting ?? 0;
     n[candidateNumber.reportedKvUsageRatio] = report?.kvUsageRatio ?? 0;
+    n[candidateNumber.suspect] = worker.suspect ? 1 : 0;
     n[candidateNumber.reportedAgeMs] = report === undefined ? -1 : this.#now - report.at;
     return worker;
   }
