@@ -18,7 +18,9 @@ export class DecisionLog {
   readonly #byRequest = new Map<string, DecisionRecord>();
   readonly #decisionsMax: number;
   readonly #rows: CandidateRows;
-  /** Place of the newest decision among the rows: one for each that is kept, taken in turn. */
+  /** By place. A map would do, but finding its oldest entry passes over every one that was deleted before. */
+  readonly #kept: (DecisionRecord | undefined)[];
+  /** Place of the newest decision; places are taken in turn. */
   #lastPlace = 0;
   #last: DecisionRecord | undefined;
   /** Whole decisions, oldest first, from `#wholeFrom` on. */
@@ -29,6 +31,7 @@ export class DecisionLog {
   constructor(options: { readonly decisionsMax: number }) {
     this.#decisionsMax = options.decisionsMax;
     this.#rows = new CandidateRows(options.decisionsMax);
+    this.#kept = Array.from({ length: options.decisionsMax }, () => undefined);
   }
 
   /** Number kept. */
@@ -49,9 +52,9 @@ export class DecisionLog {
     this.#last?.pack(this.#rows, this.#lastPlace);
     this.#last = decision;
     this.#lastPlace = (this.#lastPlace + 1) % this.#decisionsMax;
+    const oldest = this.#kept[this.#lastPlace];
+    this.#kept[this.#lastPlace] = decision;
     this.#shortenOlder(decision);
-    if (this.#byId.size <= this.#decisionsMax) return;
-    const oldest = this.#byId.values().next().value;
     if (oldest === undefined) return;
     this.#byId.delete(oldest.id);
     if (this.#whole[this.#wholeFrom] === oldest) this.#dropOldestWhole();
