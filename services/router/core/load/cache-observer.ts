@@ -1,4 +1,5 @@
 import type { MonoMs } from "../../../shared/core/ids.ts";
+import { FreshBlocks } from "./fresh-blocks.ts";
 
 /** A placed request whose engine has not yet shown what it had cached. */
 interface Watched {
@@ -22,6 +23,7 @@ interface Watched {
  */
 export class CacheObserver {
   readonly #watched = new Map<string, Watched>();
+  readonly #fresh = new FreshBlocks();
   readonly #watchedMax: number;
 
   constructor(options: { readonly watchedMax: number }) {
@@ -50,11 +52,11 @@ export class CacheObserver {
   /** Takes blocks that the engine has newly stored, as (lo, hi) pairs. */
   stored(hashes: Uint32Array): void {
     if (this.#watched.size === 0 || hashes.length === 0) return;
-    const fresh = new Set<number>();
-    for (let i = 0; i < hashes.length; i += 2) fresh.add(pairKey(hashes, i));
+    const fresh = this.#fresh;
+    fresh.fill(hashes);
     for (const watched of this.#watched.values()) {
       if (watched.runEnd === watched.blockCount) continue;
-      this.#consume(watched, fresh);
+      this.#consume(watched);
       if (fresh.size === 0) return;
     }
   }
@@ -75,17 +77,14 @@ export class CacheObserver {
     this.#watched.clear();
   }
 
-  #consume(watched: Watched, fresh: Set<number>): void {
+  #consume(watched: Watched): void {
+    const fresh = this.#fresh;
+    const { hashes, blockCount } = watched;
     // Blocks before the known run cannot belong to this prompt's own computation any more.
-    for (let i = Math.max(0, watched.runEnd); i < watched.blockCount; i++) {
-      if (!fresh.delete(pairKey(watched.hashes, i * 2))) continue;
+    for (let i = Math.max(0, watched.runEnd); i < blockCount; i++) {
+      if (!fresh.draw(hashes[2 * i] as number, hashes[2 * i + 1] as number)) continue;
       if (watched.runEnd !== i || watched.runStart < 0) watched.runStart = i;
       watched.runEnd = i + 1;
     }
   }
-}
-
-/** 53 of the 64 bits: enough to tell the blocks of one engine's prompts in flight apart. */
-function pairKey(hashes: Uint32Array, at: number): number {
-  return (hashes[at] as number) + ((hashes[at + 1] as number) & 0x1f_ffff) * 0x1_0000_0000;
 }
