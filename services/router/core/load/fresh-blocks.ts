@@ -7,7 +7,7 @@ export class FreshBlocks {
   #slots = new Int32Array(64);
   #mask = 63;
   /** (lo, hi) pairs; only until the next `fill`. */
-  #hashes = new Uint32Array(0);
+  #hashes: Uint32Array = new Uint32Array(0);
   #drawn = new Uint8Array(32);
   #size = 0;
 
