@@ -69,14 +69,18 @@ function raisedLimits(options: EnvoyOptions): Config {
 }
 
 /**
- * Hosts that are known to be down are used only when none is left. By default Envoy goes back to all of them, the dead
- * ones too, as soon as fewer than half are healthy: with two of three routers gone every other request would fail.
+ * Hosts that are known to be down are used only when none is left, and from the moment on at which they are known. By
+ * default Envoy goes back to all of them, the dead ones too, as soon as fewer than half are healthy: with two of three
+ * routers gone every other request would fail. And it tells its worker threads of a host that went down or up within a
+ * second of another only when that second is over: as long they would go on asking a router that is known to be dead.
  */
-const onlyHealthyHosts: Config = { common_lb_config: { healthy_panic_threshold: { value: 1 } } };
+const onlyHealthyHosts: Config = {
+  common_lb_config: { healthy_panic_threshold: { value: 1 }, update_merge_window: "0s" },
+};
 
 /**
- * The routers' hot ports: which process decides is chosen per request, and a failing one is left out at once, however many
- * others are left out already: with all of them out, all are used.
+ * The routers' hot ports: which process decides is chosen per request, and a failing one is left out after its first failure,
+ * however many others are left out already: with all of them out, all are used.
  */
 function routers(options: EnvoyOptions): Config {
   return {
