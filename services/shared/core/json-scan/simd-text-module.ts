@@ -1,4 +1,4 @@
-import { assembleModule, wasm as w, wasmTypes, type Code } from "./wasm-assembler.ts";
+import { assembleModule, wasm as w, wasmTypes, type Code } from "../wasm/wasm-assembler.ts";
 
 /**
  * Reads, hashes and unescapes string literals with vector instructions, sixteen bytes a step: see `TextScanner`, whose

@@ -1,8 +1,14 @@
+import {
+  compileModule,
+  growMemory,
+  instantiateModule,
+  wasmPageSize,
+  type WasmMemory,
+} from "../wasm/wasm-instance.ts";
 import { assembleTextModule, layout } from "./simd-text-module.ts";
 
 /** Largest text that is copied to the vector instructions' memory, bytes; larger ones are read without them. */
 const simdSizeDefault = 16 << 20;
-const pageSize = 1 << 16;
 
 /** What a scanner answers for text that it does not read. */
 export const notScanned = -1;
@@ -41,7 +47,7 @@ export class TextScanner {
   bytes: Uint8Array = new Uint8Array(0);
   #view = new DataView(this.bytes.buffer);
   readonly #key: Int32Array;
-  readonly #memory: SimdMemory;
+  readonly #memory: WasmMemory;
   #memoryBytes: Uint8Array;
   #memoryWords: Int32Array;
   readonly #module: SimdText;
@@ -80,7 +86,7 @@ export class TextScanner {
     // As much again for what a literal spells.
     const size = layout.text + 2 * (bytes.length + layout.padding);
     if (size > this.#memoryBytes.length) {
-      this.#memory.grow(Math.ceil((size - this.#memoryBytes.length) / pageSize));
+      growMemory(this.#memory, size);
       this.#memoryBytes = new Uint8Array(this.#memory.buffer);
       this.#memoryWords = new Int32Array(this.#memory.buffer);
     }
@@ -295,31 +301,14 @@ interface SimdText {
   readonly find: (from: number, to: number, size: number) => number;
 }
 
-interface SimdMemory {
-  readonly buffer: ArrayBuffer;
-  grow(pages: number): number;
-}
-
-/** The part of WebAssembly that is used; the language's own declarations have none of it without a browser's. */
-interface WebAssemblyApi {
-  readonly Module: new (bytes: Uint8Array<ArrayBuffer>) => object;
-  readonly Memory: new (options: { readonly initial: number }) => SimdMemory;
-  readonly Instance: new (
-    module: object,
-    imports: { readonly env: { readonly memory: SimdMemory } },
-  ) => { readonly exports: unknown };
-}
-
 let compiled: object | undefined;
 
 function instantiate(key: Int32Array): {
-  readonly memory: SimdMemory;
+  readonly memory: WasmMemory;
   readonly exports: SimdText;
 } {
-  const { WebAssembly } = globalThis as unknown as { readonly WebAssembly: WebAssemblyApi };
-  compiled ??= new WebAssembly.Module(assembleTextModule());
-  const memory = new WebAssembly.Memory({ initial: 1 });
-  const { exports } = new WebAssembly.Instance(compiled, { env: { memory } });
+  compiled ??= compileModule(assembleTextModule());
+  const { memory, exports } = instantiateModule<SimdText>(compiled, wasmPageSize);
   const bytes = new Uint8Array(memory.buffer);
   const words = new Int32Array(memory.buffer);
   words.set(key.subarray(0, 8), layout.key / 4);
@@ -329,7 +318,7 @@ function instantiate(key: Int32Array): {
   bytes.fill(0xff, layout.tailMask, layout.tailMask + 16);
   bytes.set(hexDigits, layout.hexDigits);
   bytes.set(unescaped, layout.unescaped);
-  return { memory, exports: exports as SimdText };
+  return { memory, exports };
 }
 
 /** Writes what the literal `[from, to)` spells to `out`; returns how many bytes that are. */

@@ -1,41 +1,31 @@
 import { MeshError } from "../errors.ts";
 import { PairMerger } from "./pair-merger.ts";
 import type { TokenizerTables } from "./tables.ts";
-import { TokenScanner, tokensOf } from "./token-trie.ts";
+import { TokenScanner, tokensOf, tokenStarts } from "./token-trie.ts";
 import type { EncodeOptions, Tokenizer } from "./tokenizer.ts";
 import { normaliseLikeReference } from "./reference-unicode.ts";
 import { LearnedWords } from "./learned-words.ts";
 import { scanUtf8 } from "./utf8-scan.ts";
 import { VocabularyWords } from "./vocabulary-words.ts";
+import { WordRuns } from "./word-runs.ts";
 import { WordSplitter } from "./word-splitter.ts";
 
-/** Zeros kept behind the text, so that eight bytes can be read from any of its positions. */
-const readAheadSize = 8;
-/** Words of several tokens, by size: 32 bytes each and 4 MB, 64 and 4 MB, 256 and 1 MB. */
+/** Words that `WordRuns` does not keep, by size: 64 bytes each and 4 MB, 256 and 1 MB. */
 const learnedShapes = [
-  { wordSizeMax: 12, tokensMax: 4, capacity: 1 << 17 },
   { wordSizeMax: 28, tokensMax: 8, capacity: 1 << 16 },
   { wordSizeMax: 128, tokensMax: 31, capacity: 1 << 12 },
 ] as const;
-const smallSizeMax = learnedShapes[0].wordSizeMax;
-const mediumSizeMax = learnedShapes[1].wordSizeMax;
-/** Scratch memory above this many bytes of text is given back after a call. */
-const scratchKeptMax = 4 << 20;
+const mediumSizeMax = learnedShapes[0].wordSizeMax;
+/** Larger texts get memory of their own for one call, bytes. */
+const scratchKeptMax = 1 << 20;
+/** Zeros behind a text, so that eight bytes can be read from any of its positions. */
+const readAheadSize = 8;
 
-/** UTF-8 text in scratch memory, seen in three ways. */
+/** UTF-8 text in memory, seen in three ways. */
 interface Text {
   readonly bytes: Uint8Array<ArrayBuffer>;
   readonly words: Int32Array<ArrayBuffer>;
   readonly view: DataView<ArrayBuffer>;
-}
-
-function createText(size: number): Text {
-  const buffer = new ArrayBuffer((size + readAheadSize + 3) & ~3);
-  return {
-    bytes: new Uint8Array(buffer),
-    words: new Int32Array(buffer),
-    view: new DataView(buffer),
-  };
 }
 
 function longestToken(offsets: ArrayLike<number>): number {
@@ -50,9 +40,9 @@ function longestToken(offsets: ArrayLike<number>): number {
  * Byte-level BPE in which cutting text into words, hashing and looking them up is one pass over bytes.
  * Gives the ids that the `tokenizers` library gives for the same `tokenizer.json`.
  *
- * Cost: known words about 40 ns each, unknown ones about 1 µs. Text is linear except for words without
- * any boundary, which are O(n log n). Memory: the tables, 9 MB of learned words, and scratch of
- * five times the largest text up to 4 MiB (larger texts get theirs for one call).
+ * Cost: known words of ASCII about 15 ns each (`WordRuns`), others about 60, unknown ones about 1 µs. Text is linear except
+ * for words without any boundary, which are O(n log n). Memory: the tables, 7 MB of learned words, and scratch of
+ * five times the largest text up to 1 MiB (larger texts get theirs for one call).
  */
 export class FusedBpe implements Tokenizer {
   readonly vocabularySize: number;
@@ -62,16 +52,16 @@ export class FusedBpe implements Tokenizer {
   readonly #tables: TokenizerTables;
   readonly #splitter: WordSplitter;
   readonly #words: VocabularyWords;
-  readonly #smallWords = new LearnedWords(learnedShapes[0]);
-  readonly #mediumWords = new LearnedWords(learnedShapes[1]);
-  readonly #largeWords = new LearnedWords(learnedShapes[2]);
+  readonly #keptRuns: WordRuns;
+  readonly #mediumWords = new LearnedWords(learnedShapes[0]);
+  readonly #largeWords = new LearnedWords(learnedShapes[1]);
   readonly #merger: PairMerger;
   readonly #allAdded: TokenScanner;
   readonly #ordinaryAdded: TokenScanner;
   readonly #encoder = new TextEncoder();
   readonly #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-  #text = createText(1 << 14);
-  #ids = new Uint32Array(1 << 14);
+  /** Holds the text at hand and its ids. */
+  #runs: WordRuns;
 
   constructor(tables: TokenizerTables) {
     this.vocabularySize = tables.vocabularySize;
@@ -83,15 +73,13 @@ export class FusedBpe implements Tokenizer {
     this.#merger = new PairMerger(tables.merges);
     this.#allAdded = new TokenScanner(tables.addedTokens);
     this.#ordinaryAdded = new TokenScanner(tables.ordinaryAddedTokens);
+    const starts = tokenStarts(tables.addedTokens);
+    this.#keptRuns = WordRuns.create(tables.splitRules, starts, tables.words.hashKey);
+    this.#runs = this.#keptRuns;
   }
 
   /** Words that had to be merged so far: neither one token nor learned. */
   mergedWords = 0;
-
-  /** Learned words that gave way to others so far. */
-  get evictedWords(): number {
-    return this.#smallWords.evicted + this.#mediumWords.evicted + this.#largeWords.evicted;
-  }
 
   /** The added tokens: each is looked for in a text first, and what is between two of them is encoded by itself. */
   addedTokens(): { readonly id: number; readonly text: string }[] {
@@ -102,13 +90,22 @@ export class FusedBpe implements Tokenizer {
   }
 
   encode(text: string | Uint8Array, options: EncodeOptions = {}): Uint32Array {
-    let size = this.#load(text);
-    const form = scanUtf8(this.#text, 0, size, this.#tables.classTable);
-    if (form === "malformed") {
-      size = this.#load(this.#decoder.decode(this.#text.bytes.subarray(0, size)));
-      return this.#encodeLoaded(size, true, options);
+    return this.encodeScratch(text, options).slice();
+  }
+
+  /** As `encode`, in memory that is used again with the next call. */
+  encodeScratch(text: string | Uint8Array, options: EncodeOptions = {}): Uint32Array {
+    let to = this.#load(text);
+    let mayNeedNfc = false;
+    if (!this.#runs.isAscii(to)) {
+      const form = scanUtf8(this.#runs, this.#runs.from, to, this.#tables.classTable);
+      mayNeedNfc = form === "nfc_sensitive";
+      if (form === "malformed") {
+        to = this.#load(this.#decoder.decode(this.#runs.bytes.subarray(this.#runs.from, to)));
+        mayNeedNfc = true;
+      }
     }
-    return this.#encodeLoaded(size, form === "nfc_sensitive", options);
+    return this.#encodeLoaded(to, mayNeedNfc, options);
   }
 
   decode(ids: ArrayLike<number>): Uint8Array {
@@ -137,104 +134,118 @@ export class FusedBpe implements Tokenizer {
     return out;
   }
 
-  /** Puts the text's UTF-8 bytes into scratch memory and returns how many there are. */
+  /** Puts the text's UTF-8 bytes into scratch memory and returns where they end. */
   #load(text: string | Uint8Array): number {
     // A UTF-16 code unit is at most three bytes of UTF-8.
     const sizeMax = typeof text === "string" ? 3 * text.length : text.length;
-    const capacity = this.#text.bytes.length - readAheadSize;
-    if (sizeMax > capacity || (capacity > scratchKeptMax && sizeMax <= scratchKeptMax)) {
-      this.#text = createText(Math.max(1 << 14, sizeMax));
-    }
-    const { bytes } = this.#text;
-    let size = text.length;
-    if (typeof text === "string") size = this.#encoder.encodeInto(text, bytes).written;
-    else bytes.set(text);
-    bytes.fill(0, size, size + readAheadSize);
-    return size;
+    if (sizeMax <= scratchKeptMax) this.#runs = this.#keptRuns;
+    else this.#runs = this.#keptRuns.fresh(this.#tables.words.hashKey, sizeMax);
+    this.#runs.reserve(sizeMax, sizeMax);
+    const { bytes, from } = this.#runs;
+    let to = from + text.length;
+    if (typeof text === "string") {
+      to = from + this.#encoder.encodeInto(text, bytes.subarray(from)).written;
+    } else bytes.set(text, from);
+    this.#runs.closeAt(to);
+    return to;
   }
 
   #encodeLoaded(size: number, mayNeedNfc: boolean, options: EncodeOptions): Uint32Array {
+    const runs = this.#runs;
     // Every token covers at least one byte, and NFC makes text at most three times longer.
-    const tokensMax = mayNeedNfc && this.#tables.normaliseNfc ? 3 * size : size;
-    if (tokensMax > this.#ids.length || this.#ids.length > scratchKeptMax) {
-      this.#ids = new Uint32Array(Math.max(1 << 14, tokensMax));
-    }
+    if (mayNeedNfc && this.#tables.normaliseNfc)
+      runs.reserve(size - runs.from, 3 * (size - runs.from));
     const scanner = options.special === false ? this.#ordinaryAdded : this.#allAdded;
-    const { bytes } = this.#text;
     let n = 0;
-    let from = 0;
+    let from = runs.from;
     while (from < size) {
-      const added = scanner.find(bytes, from, size);
+      const added = scanner.find(runs, from, size);
       const to = added < 0 ? size : scanner.start;
-      n = mayNeedNfc
-        ? this.#encodeNormalised(from, to, n)
-        : this.#encodeRun(this.#text, from, to, n);
+      n = mayNeedNfc ? this.#encodeNormalised(from, to, n) : this.#encodeRuns(from, to, n);
       if (added < 0) break;
-      this.#ids[n++] = added;
+      runs.ids[n++] = added;
       from = scanner.end;
     }
-    return this.#ids.slice(0, n);
+    return runs.ids.subarray(0, n);
   }
 
   /** Text between two added tokens is normalised by itself: nothing composes across a token. */
   #encodeNormalised(from: number, to: number, n: number): number {
     const { classTable, normaliseNfc } = this.#tables;
-    if (!normaliseNfc || scanUtf8(this.#text, from, to, classTable) !== "nfc_sensitive") {
-      return this.#encodeRun(this.#text, from, to, n);
+    if (!normaliseNfc || scanUtf8(this.#runs, from, to, classTable) !== "nfc_sensitive") {
+      return this.#encodeRuns(from, to, n);
     }
-    const original = this.#decoder.decode(this.#text.bytes.subarray(from, to));
+    const original = this.#decoder.decode(this.#runs.bytes.subarray(from, to));
     const normalised = normaliseLikeReference(original);
-    if (normalised === original) return this.#encodeRun(this.#text, from, to, n);
-    const text = createText(3 * normalised.length);
-    const { written } = this.#encoder.encodeInto(normalised, text.bytes);
-    return this.#encodeRun(text, 0, written, n);
+    if (normalised === original) return this.#encodeRuns(from, to, n);
+    const buffer = new ArrayBuffer((3 * normalised.length + readAheadSize + 3) & ~3);
+    const bytes = new Uint8Array(buffer);
+    const text = { bytes, words: new Int32Array(buffer), view: new DataView(buffer) };
+    const { written } = this.#encoder.encodeInto(normalised, bytes);
+    let at = 0;
+    let count = n;
+    while (at < written) {
+      const end = this.#splitter.end(bytes, text.view, at, written);
+      count = this.#encodeWord(text, at, end, count);
+      at = end;
+    }
+    return count;
   }
 
   /**
-   * Cuts `[from, to)` into words, by the alternatives of the split pattern in their order, and appends
-   * their tokens at `#ids[n]`. Returns the new `n`. The end of the run counts as the end of the text.
+   * Cuts `[from, to)` of the text into words, by the alternatives of the split pattern in their order, and appends
+   * their tokens at `ids[n]`. Returns the new `n`. The end of the run counts as the end of the text.
    */
-  #encodeRun(text: Text, from: number, to: number, n: number): number {
-    const { bytes, view } = text;
-    const splitter = this.#splitter;
-    const words = this.#words;
-    const byteIds = this.#tables.merges.byteIds;
-    const ids = this.#ids;
+  #encodeRuns(from: number, to: number, n: number): number {
+    const runs = this.#runs;
+    const { bytes, view } = runs;
+    let count = n;
     let at = from;
     while (at < to) {
-      const end = splitter.end(bytes, view, at, to);
-      if (end - at === 1) {
-        ids[n++] = byteIds[bytes[at] as number] as number;
-      } else {
-        const id = words.find(view, at, end);
-        if (id >= 0) ids[n++] = id;
-        else n = this.#encodeSeveral(text, at, end, n);
+      // A word that begins with or just before another character is none of ASCII.
+      if (((bytes[at] as number) | (bytes[at + 1] as number)) < 0x80) {
+        at = runs.run(at, to, count);
+        ({ count } = runs);
+        if (at >= to) break;
       }
+      const end = this.#splitter.end(bytes, view, at, to);
+      count = this.#encodeWord(runs, at, end, count);
       at = end;
     }
-    return n;
+    return count;
   }
 
-  #largerWords(size: number): LearnedWords {
-    return size <= mediumSizeMax ? this.#mediumWords : this.#largeWords;
-  }
-
-  /** Appends the tokens of a word that is not one token. */
-  #encodeSeveral({ bytes, view }: Text, from: number, to: number, n: number): number {
+  /** Appends the tokens of a word. */
+  #encodeWord(text: Text, from: number, to: number, n: number): number {
+    const { bytes, view } = text;
+    const runs = this.#runs;
+    const { ids } = runs;
     const size = to - from;
-    const ids = this.#ids;
+    if (text === runs) {
+      const known = runs.put(from, size, n);
+      if (known > 0) return n + known;
+    }
+    const id =
+      size === 1
+        ? (this.#tables.merges.byteIds[bytes[from] as number] as number)
+        : this.#words.find(view, from, to);
+    if (id >= 0) {
+      ids[n] = id;
+      if (text === runs) runs.learn(from, size, ids.subarray(n, n + 1), 1);
+      return n + 1;
+    }
     const { hash } = this.#words;
     // A short word of many tokens is among the medium ones.
-    let known = size > smallSizeMax ? 0 : this.#smallWords.copy(view, from, size, hash, ids, n);
-    if (known === 0) known = this.#largerWords(size).copy(view, from, size, hash, ids, n);
+    const larger = size <= mediumSizeMax ? this.#mediumWords : this.#largeWords;
+    const known = larger.copy(view, from, size, hash, ids, n);
     if (known > 0) return n + known;
     this.mergedWords++;
     const count = this.#merger.merge(bytes, from, to);
     const { tokens } = this.#merger;
-    if (!this.#smallWords.learn(view, from, size, hash, tokens, count)) {
-      this.#largerWords(size).learn(view, from, size, hash, tokens, count);
+    if (text !== runs || !runs.learn(from, size, tokens, count)) {
+      larger.learn(view, from, size, hash, tokens, count);
     }
-    for (let i = 0; i < count; i++) ids[n++] = tokens[i] as number;
-    return n;
+    for (let i = 0; i < count; i++) ids[n + i] = tokens[i] as number;
+    return n + count;
   }
 }

@@ -1,3 +1,6 @@
+import type { TokenStarts } from "./word-run-module.ts";
+import type { WordRuns } from "./word-runs.ts";
+
 /**
  * Added tokens (such as `<|im_end|>`) as a trie over bytes: node n's children are entries
  * `256 × n … 256 × n + 255` of `children` (0 = none), its token is `tokenAt[n]` (-1 = none).
@@ -56,11 +59,27 @@ export function tokensOf(trie: TokenTrie): { readonly id: number; readonly bytes
   return found;
 }
 
+/** Most bytes that are told apart at each of the first two places of a token. */
+const startBytesMax = 8;
+
+/** What the tokens of a trie begin with; nothing where that is too varied to be looked for at once. */
+export function tokenStarts({ children, tokenAt }: TokenTrie): TokenStarts | undefined {
+  const bytesOf = (node: number): number[] =>
+    Array.from({ length: 256 }, (_, byte) => byte).filter(
+      (byte) => children[256 * node + byte] !== 0,
+    );
+  const first = bytesOf(0);
+  const nodes = first.map((byte) => children[byte] as number);
+  const isByte = nodes.some((node) => (tokenAt[node] as number) >= 0);
+  const second = isByte ? [] : [...new Set(nodes.flatMap(bytesOf))];
+  return first.length > startBytesMax || second.length > startBytesMax
+    ? undefined
+    : { first, second };
+}
+
 /** Finds added tokens in text: the leftmost one, and of those that start there the longest. */
 export class TokenScanner {
   readonly #trie: TokenTrie;
-  /** The byte all tokens start with, which `indexOf` finds fastest; -1 when there are several. */
-  readonly #firstByte: number;
   /** Start of the token found last. */
   start = 0;
   /** End of the token found last (exclusive). */
@@ -68,23 +87,17 @@ export class TokenScanner {
 
   constructor(trie: TokenTrie) {
     this.#trie = trie;
-    const firsts: number[] = [];
-    for (let byte = 0; byte < 256; byte++) if (trie.children[byte] !== 0) firsts.push(byte);
-    this.#firstByte = firsts.length === 1 ? (firsts[0] as number) : -1;
   }
 
   /**
-   * The id of the first added token in `bytes[from … to)`, with `start` and `end` set, or -1. Linear
+   * The id of the first added token in `[from … to)` of the text, with `start` and `end` set, or -1. Linear
    * in the text times the longest prefix of a token that repeats in it.
    */
-  find(bytes: Uint8Array, from: number, to: number): number {
+  find(text: WordRuns, from: number, to: number): number {
     const { children, tokenAt, tokenSizeMax } = this.#trie;
     if (tokenSizeMax === 0) return -1;
-    for (let at = from; at < to; at++) {
-      if (this.#firstByte >= 0) {
-        at = bytes.indexOf(this.#firstByte, at);
-        if (at < 0 || at >= to) return -1;
-      }
+    const { bytes } = text;
+    for (let at = text.mark(from, to); at < to; at = text.mark(at + 1, to)) {
       let found = -1;
       let node = children[bytes[at] as number] as number;
       for (let end = at + 1; node !== 0; end++) {

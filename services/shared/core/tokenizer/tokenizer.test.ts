@@ -160,7 +160,6 @@ describe("the Qwen3 vocabulary", () => {
       again += tokenizer.mergedWords - start;
     }
     // 200 000 words that come once do not fit; of 20 000 uses of the others hardly any is merged anew.
-    expect(tokenizer.evictedWords).toBeGreaterThan(25_000);
     expect(again).toBeLessThan(500);
     for (const text of Object.values(texts)) await expectEqualIds(tokenizer, oracle, text);
   });
