@@ -308,7 +308,7 @@ function instantiate(key: Int32Array): {
   readonly exports: SimdText;
 } {
   compiled ??= compileModule(assembleTextModule());
-  const { memory, exports } = instantiateModule<SimdText>(compiled, wasmPageSize);
+  const { memory, exports } = instantiateModule(compiled, wasmPageSize);
   const bytes = new Uint8Array(memory.buffer);
   const words = new Int32Array(memory.buffer);
   words.set(key.subarray(0, 8), layout.key / 4);
@@ -318,7 +318,7 @@ function instantiate(key: Int32Array): {
   bytes.fill(0xff, layout.tailMask, layout.tailMask + 16);
   bytes.set(hexDigits, layout.hexDigits);
   bytes.set(unescaped, layout.unescaped);
-  return { memory, exports };
+  return { memory, exports: exports as SimdText };
 }
 
 /** Writes what the literal `[from, to)` spells to `out`; returns how many bytes that are. */

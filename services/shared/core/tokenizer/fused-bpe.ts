@@ -10,12 +10,8 @@ import { VocabularyWords } from "./vocabulary-words.ts";
 import { WordRuns } from "./word-runs.ts";
 import { WordSplitter } from "./word-splitter.ts";
 
-/** Words that `WordRuns` does not keep, by size: 64 bytes each and 4 MB, 256 and 1 MB. */
-const learnedShapes = [
-  { wordSizeMax: 28, tokensMax: 8, capacity: 1 << 16 },
-  { wordSizeMax: 128, tokensMax: 31, capacity: 1 << 12 },
-] as const;
-const mediumSizeMax = learnedShapes[0].wordSizeMax;
+/** Words that are too long for `WordRuns`: 1 MB. */
+const longWords = { wordSizeMax: 128, tokensMax: 31, capacity: 1 << 11 } as const;
 /** Larger texts get memory of their own for one call, bytes. */
 const scratchKeptMax = 1 << 20;
 /** Zeros behind a text, so that eight bytes can be read from any of its positions. */
@@ -53,8 +49,7 @@ export class FusedBpe implements Tokenizer {
   readonly #splitter: WordSplitter;
   readonly #words: VocabularyWords;
   readonly #keptRuns: WordRuns;
-  readonly #mediumWords = new LearnedWords(learnedShapes[0]);
-  readonly #largeWords = new LearnedWords(learnedShapes[1]);
+  readonly #longWords = new LearnedWords(longWords);
   readonly #merger: PairMerger;
   readonly #allAdded: TokenScanner;
   readonly #ordinaryAdded: TokenScanner;
@@ -235,15 +230,13 @@ export class FusedBpe implements Tokenizer {
       return n + 1;
     }
     const { hash } = this.#words;
-    // A short word of many tokens is among the medium ones.
-    const larger = size <= mediumSizeMax ? this.#mediumWords : this.#largeWords;
-    const known = larger.copy(view, from, size, hash, ids, n);
+    const known = this.#longWords.copy(view, from, size, hash, ids, n);
     if (known > 0) return n + known;
     this.mergedWords++;
     const count = this.#merger.merge(bytes, from, to);
     const { tokens } = this.#merger;
     if (text !== runs || !runs.learn(from, size, tokens, count)) {
-      larger.learn(view, from, size, hash, tokens, count);
+      this.#longWords.learn(view, from, size, hash, tokens, count);
     }
     for (let i = 0; i < count; i++) ids[n + i] = tokens[i] as number;
     return n + count;

@@ -7,8 +7,20 @@
  * 100 KB of one character.
  */
 
-/** Ranked pairs as an open-addressing table; entries of four: left, right, rank + 1 (0 = empty), merged. */
+/**
+ * Ranked pairs as an open-addressing table of 64 bits an entry: `[left | low bits of rank + 1, right | high bits]`, the ids in the
+ * low 22 bits, the rank in the 10 above. 0 in both is an empty entry.
+ */
 export type PairTable = Int32Array<ArrayBuffer>;
+
+const idBits = 22;
+const idMask = (1 << idBits) - 1;
+const rankBits = 32 - idBits;
+const rankMask = (1 << rankBits) - 1;
+
+/** Largest id, and most pairs, that a table has room for. */
+export const pairIdMax = idMask;
+export const pairsMax = (1 << (2 * rankBits)) - 2;
 
 const scanLengthMax = 48;
 /** Scratch arrays above this many symbols are given back after use. */
@@ -27,31 +39,35 @@ function pairHash(left: number, right: number): number {
 export function createPairTable(pairCount: number): PairTable {
   let capacity = 1024;
   while (0.6 * capacity < pairCount) capacity *= 2;
-  return new Int32Array(4 * capacity);
+  return new Int32Array(2 * capacity);
 }
 
 /** Adds a ranked pair; of two entries for one pair the later one counts, as in the reference. */
 export function addPair(
   table: PairTable,
-  pair: { left: number; right: number; rank: number; merged: number },
+  pair: { readonly left: number; readonly right: number; readonly rank: number },
 ): void {
-  const mask = table.length / 4 - 1;
+  const mask = table.length / 2 - 1;
   let slot = pairHash(pair.left, pair.right) & mask;
   while (
-    table[4 * slot + 2] !== 0 &&
-    !(table[4 * slot] === pair.left && table[4 * slot + 1] === pair.right)
+    ((table[2 * slot] as number) | (table[2 * slot + 1] as number)) !== 0 &&
+    !(
+      ((table[2 * slot] as number) & idMask) === pair.left &&
+      ((table[2 * slot + 1] as number) & idMask) === pair.right
+    )
   ) {
     slot = (slot + 1) & mask;
   }
-  table[4 * slot] = pair.left;
-  table[4 * slot + 1] = pair.right;
-  table[4 * slot + 2] = pair.rank + 1;
-  table[4 * slot + 3] = pair.merged;
+  const stored = pair.rank + 1;
+  table[2 * slot] = pair.left | ((stored & rankMask) << idBits);
+  table[2 * slot + 1] = pair.right | ((stored >>> rankBits) << idBits);
 }
 
 /** What merging needs of a vocabulary. */
 export interface MergeTables {
   readonly pairs: PairTable;
+  /** What the pair of each rank becomes. */
+  readonly merged: Int32Array<ArrayBuffer>;
   /** The token id of each single byte. */
   readonly byteIds: Uint32Array<ArrayBuffer>;
   /**
@@ -71,12 +87,15 @@ const filterWords = 1 << 15;
 /** Tables over `pairs`, with the ranks of byte pairs taken out of it. */
 export function createMergeTables(
   pairs: PairTable,
+  merged: Int32Array<ArrayBuffer>,
   byteIds: Uint32Array<ArrayBuffer>,
 ): MergeTables {
   const filter = new Int32Array(filterWords);
-  for (let at = 0; at < pairs.length; at += 4) {
-    if (pairs[at + 2] === 0) continue;
-    const hash = pairHash(pairs[at] as number, pairs[at + 1] as number);
+  for (let at = 0; at < pairs.length; at += 2) {
+    const left = pairs[at] as number;
+    const right = pairs[at + 1] as number;
+    if ((left | right) === 0) continue;
+    const hash = pairHash(left & idMask, right & idMask);
     filter[hash >>> 17] = (filter[hash >>> 17] as number) | (1 << (hash >>> 12));
   }
   const bytePairRanks = new Int32Array(0x1_0000);
@@ -84,21 +103,23 @@ export function createMergeTables(
     for (let second = 0; second < 256; second++) {
       const left = byteIds[first] as number;
       const right = byteIds[second] as number;
-      const at = findPair(pairs, pairHash(left, right), left, right);
-      bytePairRanks[(first << 8) | second] = at < 0 ? noRank : (pairs[at + 2] as number);
+      bytePairRanks[(first << 8) | second] = rankIn(pairs, pairHash(left, right), left, right);
     }
   }
-  return { pairs, byteIds, bytePairRanks, filter };
+  return { pairs, merged, byteIds, bytePairRanks, filter };
 }
 
-/** Where the entry of a pair lies, or -1. */
-function findPair(pairs: PairTable, hash: number, left: number, right: number): number {
-  const mask = (pairs.length >> 2) - 1;
+/** The rank of a pair, or `noRank`. */
+function rankIn(pairs: PairTable, hash: number, left: number, right: number): number {
+  const mask = (pairs.length >> 1) - 1;
   let slot = hash & mask;
   for (;;) {
-    const at = 4 * slot;
-    if (pairs[at] === left && pairs[at + 1] === right && pairs[at + 2] !== 0) return at;
-    if (pairs[at + 2] === 0) return -1;
+    const first = pairs[2 * slot] as number;
+    const second = pairs[2 * slot + 1] as number;
+    if ((first & idMask) === left && (second & idMask) === right && (first | second) !== 0) {
+      return ((first >>> idBits) | ((second >>> idBits) << rankBits)) - 1;
+    }
+    if ((first | second) === 0) return noRank;
     slot = (slot + 1) & mask;
   }
 }
@@ -106,6 +127,7 @@ function findPair(pairs: PairTable, hash: number, left: number, right: number): 
 /** Merges words over one pair table. Holds scratch space, so one merger serves one thread. */
 export class PairMerger {
   readonly #pairs: PairTable;
+  readonly #merged: Int32Array;
   readonly #byteIds: Uint32Array;
   readonly #bytePairRanks: Int32Array;
   readonly #filter: Int32Array;
@@ -119,6 +141,7 @@ export class PairMerger {
 
   constructor(tables: MergeTables) {
     this.#pairs = tables.pairs;
+    this.#merged = tables.merged;
     this.#byteIds = tables.byteIds;
     this.#bytePairRanks = tables.bytePairRanks;
     this.#filter = tables.filter;
@@ -165,12 +188,7 @@ export class PairMerger {
   #rankOf(left: number, right: number): number {
     const hash = pairHash(left, right);
     if ((((this.#filter[hash >>> 17] as number) >>> (hash >>> 12)) & 1) === 0) return noRank;
-    const at = findPair(this.#pairs, hash, left, right);
-    return at < 0 ? noRank : (this.#pairs[at + 2] as number);
-  }
-
-  #mergedOf(left: number, right: number): number {
-    return this.#pairs[findPair(this.#pairs, pairHash(left, right), left, right) + 3] as number;
+    return rankIn(this.#pairs, hash, left, right);
   }
 
   #mergeByScan(length: number): number {
@@ -188,7 +206,7 @@ export class PairMerger {
         }
       }
       if (bestRank === noRank) break;
-      const merged = this.#mergedOf(ids[best] as number, ids[best + 1] as number);
+      const merged = this.#merged[bestRank] as number;
       ids[best] = merged;
       n--;
       for (let i = best + 1; i < n; i++) {
@@ -229,7 +247,7 @@ export class PairMerger {
       // An entry is stale when its pair has been merged or has got another right side since.
       if (ranks[i] !== rank) continue;
       const right = next[i] as number;
-      ids[i] = this.#mergedOf(ids[i] as number, ids[right] as number);
+      ids[i] = this.#merged[rank] as number;
       const after = next[right] as number;
       next[i] = after;
       if (after >= 0) previous[after] = i;

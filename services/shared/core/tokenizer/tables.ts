@@ -4,7 +4,9 @@ import {
   addPair,
   createMergeTables,
   createPairTable,
+  pairIdMax,
   PairMerger,
+  pairsMax,
   type MergeTables,
   type PairTable,
 } from "./pair-merger.ts";
@@ -47,6 +49,7 @@ export function tableBuffers(tables: TokenizerTables): ArrayBuffer[] {
     tables.tokenOffsets,
     tables.merges.byteIds,
     tables.merges.pairs,
+    tables.merges.merged,
     tables.merges.bytePairRanks,
     tables.merges.filter,
     tables.words.ofTwoBytes,
@@ -64,7 +67,7 @@ export function tableBuffers(tables: TokenizerTables): ArrayBuffer[] {
 /** Builds the tables of a checked file. Throws `invalid_request` where its parts contradict each other. */
 export function buildTables(file: BpeModelFile, hashKey: Int32Array<ArrayBuffer>): TokenizerTables {
   const tokens = collectTokenBytes(file);
-  const merges = createMergeTables(buildPairs(file), findByteIds(file.vocabulary));
+  const merges = createMergeTables(...buildPairs(file), findByteIds(file.vocabulary));
   return {
     vocabularySize: tokens.tokenOffsets.length - 1,
     splitRules: file.splitRules,
@@ -142,8 +145,13 @@ function findByteIds(vocabulary: ReadonlyMap<string, number>): Uint32Array<Array
   return ids;
 }
 
-function buildPairs(file: BpeModelFile): PairTable {
+/** The ranked pairs, and what each of them becomes. */
+function buildPairs(file: BpeModelFile): [PairTable, Int32Array<ArrayBuffer>] {
+  if (file.merges.length > pairsMax) {
+    throw contradiction(`model.merges holds more than ${String(pairsMax)} pairs`);
+  }
   const pairs = createPairTable(file.merges.length);
+  const mergedIds = new Int32Array(file.merges.length);
   file.merges.forEach(([leftText, rightText], rank) => {
     const left = file.vocabulary.get(leftText);
     const right = file.vocabulary.get(rightText);
@@ -153,9 +161,13 @@ function buildPairs(file: BpeModelFile): PairTable {
         `model.merges[${String(rank)}] joins ${JSON.stringify([leftText, rightText])}, but one of the parts or the result is not in model.vocab`,
       );
     }
-    addPair(pairs, { left, right, rank, merged });
+    if (Math.max(left, right) > pairIdMax) {
+      throw contradiction(`model.merges[${String(rank)}] has an id above ${String(pairIdMax)}`);
+    }
+    addPair(pairs, { left, right, rank });
+    mergedIds[rank] = merged;
   });
-  return pairs;
+  return [pairs, mergedIds];
 }
 
 /** Every vocabulary entry that, as a word, becomes that one token. Few do not: merging misses them. */

@@ -5,19 +5,15 @@ import {
   type WasmMemory,
 } from "../wasm/wasm-instance.ts";
 import type { SplitRules } from "./split-rules.ts";
-import {
-  assembleRunModule,
-  keptTokensMax,
-  keptWordSizeMax,
-  layout,
-  type TokenStarts,
-} from "./word-run-module.ts";
+import { assembleRunModule, layout, wordTables, type TokenStarts } from "./word-run-module.ts";
+import { tokensMax, wordSizeMax } from "./word-table-code.ts";
 
 /** Functions of the module, with addresses in its memory. */
 interface RunExports {
   readonly run: (from: number, to: number, out: number) => number;
   readonly put: (from: number, size: number, out: number) => number;
-  readonly place: (from: number, size: number) => number;
+  readonly placeShort: (from: number, size: number) => number;
+  readonly placeLong: (from: number, size: number) => number;
   readonly mark: (from: number, to: number) => number;
   readonly ascii: (from: number, to: number) => number;
 }
@@ -28,12 +24,17 @@ const idsMax = 1 << 24;
 /** Text of at least this size is made room for, bytes. */
 const textSizeMin = 1 << 14;
 
+const { short, long } = wordTables;
+/** Longest word that is kept, bytes; most tokens of one. */
+const keptSizeMax = wordSizeMax(long);
+const keptTokensMax = tokensMax(long);
+
 /**
- * Cuts ASCII text into words and puts their tokens in a row with vector instructions, for words met before, up to fifteen
- * bytes and four tokens each: 64 Ki of them. What it does not know, or is not ASCII, it leaves to its user one word at a time,
- * and may be told of it (`learn`).
+ * Cuts ASCII text into words and puts their tokens in a row with vector instructions, for words met before of up to 31
+ * bytes and eight tokens each, 160 Ki of them. What it does not know, or is not ASCII, it leaves to its user one word at a
+ * time, and may be told of it (`learn`).
  *
- * Text lies in the module's memory at `from`, its ids there at `ids[0]`. Memory: 2 MB and five times the largest text.
+ * Text lies in the module's memory at `from`, its ids there at `ids[0]`. Memory: 6 MB and five times the largest text.
  */
 export class WordRuns {
   /** The memory in four views, made anew when it grows. Behind the text stand 64 zeros. */
@@ -52,16 +53,14 @@ export class WordRuns {
 
   private constructor(module: object, key: Int32Array, textSize: number) {
     this.#module = module;
-    const { memory, exports } = instantiateModule<RunExports>(module, layout.text);
+    const { memory, exports } = instantiateModule(module, layout.text);
     this.#memory = memory;
-    this.#exports = exports;
+    this.#exports = exports as RunExports;
     this.bytes = new Uint8Array(memory.buffer);
     this.words = new Int32Array(memory.buffer);
     this.view = new DataView(memory.buffer);
     this.ids = new Uint32Array(memory.buffer);
-    for (let size = 0; size <= keptWordSizeMax; size++) {
-      this.bytes.fill(0xff, layout.masks + 16 * size, layout.masks + 17 * size);
-    }
+    this.bytes.fill(0xff, layout.masks, layout.masks + 32);
     // Two numbers that are added to a text's halves and two that multiply them, which are odd.
     this.words.set(
       [key[0], key[1], (key[2] ?? 0) | 1, key[3], key[3], key[2], (key[1] ?? 0) | 1, key[0]].map(
@@ -116,27 +115,21 @@ export class WordRuns {
 
   /** Puts the tokens of a word to `ids[count …]` and returns how many there are; 0 when it does not know the word. */
   put(from: number, size: number, count: number): number {
-    return size > keptWordSizeMax ? 0 : this.#exports.put(from, size, this.#idsAt + 4 * count);
+    return size > keptSizeMax ? 0 : this.#exports.put(from, size, this.#idsAt + 4 * count);
   }
 
   /** Remembers a word that it did not know; not one that is too long or has too many tokens. Says whether it does. */
   learn(from: number, size: number, tokens: ArrayLike<number>, count: number): boolean {
-    if (size > keptWordSizeMax || count > keptTokensMax) return false;
-    const at = this.#exports.place(from, size) / 4;
+    const isShort = size <= wordSizeMax(short) && count <= tokensMax(short);
+    if (!isShort && (size > keptSizeMax || count > keptTokensMax)) return false;
+    for (let i = 0; i < count; i++) if ((tokens[i] as number) >= idsMax) return false;
+    const room = isShort ? tokensMax(short) : keptTokensMax;
+    const { placeShort, placeLong } = this.#exports;
+    const at = (isShort ? placeShort(from, size) : placeLong(from, size)) / 4;
     const { words } = this;
-    for (let i = 0; i < keptTokensMax; i++) {
-      const token = i < count ? (tokens[i] as number) : 0;
-      if (token >= idsMax) return this.#unlearn(at);
-      words[at + i] = token;
-    }
-    words[at + keptTokensMax - 1] = (words[at + keptTokensMax - 1] as number) | (count << 24);
+    for (let i = 0; i < room; i++) words[at + i] = i < count ? (tokens[i] as number) : 0;
+    words[at + room - 1] = (words[at + room - 1] as number) | (count << 24);
     return true;
-  }
-
-  /** Frees an entry whose tokens do not fit: no word has 255 bytes. */
-  #unlearn(at: number): boolean {
-    this.words.fill(-1, at - 4, at);
-    return false;
   }
 
   /** The first place in `[from, to)` where an added token may begin; `to` or more for none. */

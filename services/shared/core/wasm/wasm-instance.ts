@@ -26,15 +26,15 @@ export function compileModule(bytes: Uint8Array<ArrayBuffer>): object {
   return new (api().Module)(bytes);
 }
 
-/** An instance with a memory of its own of at least `size` bytes. `Exports` are the module's functions. */
-export function instantiateModule<Exports>(
+/** An instance with a memory of its own of at least `size` bytes; `exports` are the module's functions. */
+export function instantiateModule(
   module: object,
   size: number,
-): { readonly memory: WasmMemory; readonly exports: Exports } {
+): { readonly memory: WasmMemory; readonly exports: unknown } {
   const { Memory, Instance } = api();
   const memory = new Memory({ initial: Math.ceil(size / wasmPageSize) });
   const { exports } = new Instance(module, { env: { memory } });
-  return { memory, exports: exports as Exports };
+  return { memory, exports };
 }
 
 /** Makes a memory at least `size` bytes large; views of it made before are of no use then. */
