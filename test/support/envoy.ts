@@ -115,7 +115,7 @@ export async function startEnvoy(options: StartEnvoyOptions): Promise<RunningEnv
     [
       ...["-c", configPath, "--concurrency", (options.concurrency ?? 1).toString()],
       ...["--disable-hot-restart", "--log-level", "warning", "--admin-address-path", adminPath],
-      ...["--drain-time-s", "1"],
+      ...["--drain-time-s", "1", "--file-flush-interval-msec", "250"],
     ],
     { stdio: ["ignore", "pipe", "pipe"] },
   );

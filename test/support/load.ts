@@ -39,8 +39,8 @@ export interface RunningLoad {
 
 /** A request that has not ended by then counts as failed, ms. */
 const answerMsMax = 30_000;
-/** Longest wait for a record in Envoy's file, which is flushed every 10 s, ms. */
-const flushMsMax = 25_000;
+/** Longest wait for a record in Envoy's file, ms. */
+const flushMsMax = 15_000;
 
 /** Starts an open-loop load on a mesh: requests go out when they are due, at most `perSecond` × 30 s are open. */
 export function startLoad(mesh: TestMesh, options: LoadOptions): RunningLoad {

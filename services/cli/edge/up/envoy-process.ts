@@ -17,6 +17,9 @@ export interface EnvoyLaunch {
   readonly concurrency: number;
 }
 
+/** A line of the access log is in its file after so long, ms; Envoy's own default is 10 s. */
+const accessLogMs = 250;
+
 /** Envoy of set-up, or of `KVMESH_ENVOY`. Fails with `not_found` saying how to get it. */
 export function findEnvoy(packageRoot: string): string {
   const chosen = env["KVMESH_ENVOY"];
@@ -42,6 +45,8 @@ export function envoyProcess(launch: EnvoyLaunch): ManagedProcess {
     "--concurrency",
     String(launch.concurrency),
     "--disable-hot-restart",
+    "--file-flush-interval-msec",
+    String(accessLogMs),
     "--log-level",
     "warning",
   ];
