@@ -48,6 +48,7 @@ const placement = (over: Partial<Placement> = {}): Placement => ({
   model: "qwen3",
   pool: "default",
   tenant: "",
+  salted: false,
   guard: { freezeItlMultiple: 20, freezeMsMin: 400, migrationsMax: 3 },
   forecast: {
     promptTokens: 12_000,
@@ -105,6 +106,7 @@ const randomPlacement = fc
     model: text,
     pool: text,
     tenant: text,
+    salted: fc.boolean(),
     guard: fc.option(
       fc.record({ freezeItlMultiple: real, freezeMsMin: real, migrationsMax: count }),
       { nil: undefined },

@@ -30,6 +30,7 @@ const digestSize = 32;
 /** How far the router's clock may be ahead of the relay's, ms. */
 const clockSkewMsMax = 5_000;
 const flagGuard = 1;
+const flagSalted = 2;
 
 /** HMAC-SHA-256 of a message under one key, 32 bytes. Given by the edge, which has node:crypto. */
 export type Mac = (message: Uint8Array) => Uint8Array;
@@ -154,7 +155,7 @@ export function equalBytes(a: Uint8Array, b: Uint8Array): boolean {
 
 function writePlacement(out: ByteWriter, placement: Placement): void {
   const { guard, forecast } = placement;
-  out.byte(guard === undefined ? 0 : flagGuard);
+  out.byte((guard === undefined ? 0 : flagGuard) | (placement.salted ? flagSalted : 0));
   out.count(placement.issuedUnixMs);
   out.count(placement.expiresUnixMs - placement.issuedUnixMs);
   out.raw(placement.bodySha256);
@@ -217,7 +218,8 @@ function readBody(signed: Uint8Array, from: number): Placement | undefined {
   const guard = (flags & flagGuard) === 0 ? undefined : readGuard(input);
   const forecast = readForecast(input);
   if (!input.isDone || legs === undefined || findPlanFault(legs) !== undefined) return undefined;
-  if (flags > flagGuard || expiresUnixMs - issuedUnixMs > placementLifeMsMax) return undefined;
+  if (flags > (flagGuard | flagSalted) || expiresUnixMs - issuedUnixMs > placementLifeMsMax)
+    return undefined;
   return {
     decisionId,
     router,
@@ -226,6 +228,7 @@ function readBody(signed: Uint8Array, from: number): Placement | undefined {
     model,
     pool,
     tenant,
+    salted: (flags & flagSalted) !== 0,
     ...(guard === undefined ? {} : { guard }),
     forecast,
     traceparent,

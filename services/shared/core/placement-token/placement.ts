@@ -68,6 +68,8 @@ export interface Placement {
   readonly pool: string;
   /** Empty for callers that name none. */
   readonly tenant: string;
+  /** Whether the router put its own `cache_salt` into the body, once; any other one is a client's and refused. */
+  readonly salted: boolean;
   /** Absent when the stream is not to be guarded. */
   readonly guard?: GuardSettings;
   readonly forecast: PlacementForecast;

@@ -1,0 +1,612 @@
+import type { IncomingHttpHeaders } from "node:http";
+import { MeshError } from "../../shared/core/errors.ts";
+import type { Placement } from "../../shared/core/placement-token/placement.ts";
+import {
+  isPlacedBody,
+  placementHeader,
+  readPlacement,
+} from "../../shared/core/placement-token/placement-token.ts";
+import { openAiError, toMeshError, wire } from "../../shared/edge/wire.ts";
+import { kindOfPath, readBody, type RelayedBody } from "../core/body/relayed-body.ts";
+import { isEngineFailure, isErrorEvent } from "../core/request/answer-start.ts";
+import { isForwarded, type HeaderField } from "../core/request/forwarded-headers.ts";
+import type { LegOutcome, LegSlot, LocalPrefillReason } from "../core/request/leg-outcome.ts";
+import { planRun, type PlannedRun } from "../core/request/plan-run.ts";
+import { RequestRun, type RunEffect, type RunEvent } from "../core/request/request-run.ts";
+import { readTailUsage } from "../core/request/tail-usage.ts";
+import { wholeAsStream } from "../core/request/whole-as-stream.ts";
+import { hash, isUtf8 } from "./body-checks.ts";
+import type { AnswerListener, ClientAnswer, ClientRequest } from "./client-exchange.ts";
+import { LegCall, returnedFields } from "./leg-call.ts";
+import { LegRecord } from "./leg-record.ts";
+import type { RelayParts } from "./relay-parts.ts";
+
+/** Largest answer of a prefill leg, and of an engine's error, bytes. */
+const prefillAnswerBytesMax = 32 << 20;
+const errorBytesMax = 16 << 10;
+/** A leg with a hand-off is given this long to reach its engine before it is stopped, ms. */
+const handoffReachMs = 50;
+
+const usageName = Buffer.from('"usage":{');
+const eventEnd = Buffer.from("\n\n");
+
+type Phase = "prefill" | "first_byte" | "stream" | "slow_reader" | "placing";
+
+/** One request on its way through the relay. */
+export class Exchange implements AnswerListener {
+  readonly #parts: RelayParts;
+  readonly #request: ClientRequest;
+  readonly #answer: ClientAnswer;
+  readonly #body: RelayedBody;
+  readonly #run: RequestRun;
+  readonly #arrivedAt: number;
+  readonly #requestDeadline: number;
+  readonly #onOver: (exchange: Exchange) => void;
+  readonly #pending: { record: LegRecord; outcome: LegOutcome }[] = [];
+  #placement: Placement;
+  #planned: PlannedRun;
+  readonly #legs: Record<LegSlot, LegRecord | undefined> = {
+    prefill: undefined,
+    answer: undefined,
+  };
+  /** Pieces of an answer that is read whole: a prefill leg's, or an engine's error. */
+  #whole: Buffer[] = [];
+  #wholeBytes = 0;
+  #head: { status: number; headers: IncomingHttpHeaders } | undefined;
+  #phase: Phase = "prefill";
+  #deadlineAt = Infinity;
+  #firstByteAt = 0;
+  #isAtEventEnd = true;
+  /** Hand-off that waits for decode, as the book of hand-offs numbers it; 0 for none. */
+  #handoff = 0;
+
+  constructor(options: {
+    readonly parts: RelayParts;
+    readonly request: ClientRequest;
+    readonly answer: ClientAnswer;
+    readonly placement: Placement;
+    readonly body: RelayedBody;
+    readonly arrivedAt: number;
+    readonly onOver: (exchange: Exchange) => void;
+  }) {
+    const { parts, answer, placement, body, arrivedAt } = options;
+    this.#parts = parts;
+    this.#request = options.request;
+    this.#answer = answer;
+    this.#placement = placement;
+    this.#body = body;
+    this.#arrivedAt = arrivedAt;
+    this.#onOver = options.onOver;
+    this.#requestDeadline = arrivedAt + parts.config.deadlines.requestMs;
+    this.#planned = this.#plan(placement);
+    this.#run = new RequestRun(this.#planned.plan, parts.config.limits.placementsMax);
+    answer.listener = this;
+  }
+
+  /** Begins the first leg. */
+  begin(): void {
+    this.#step({ kind: "begin" });
+  }
+
+  /** Whether the request runs on two engines. */
+  get mode(): "whole" | "pair" {
+    return this.#placement.legs.length === 2 ? "pair" : "whole";
+  }
+
+  /** Ends what takes too long; called a few times a second. */
+  tick(now: number): void {
+    if (now >= this.#requestDeadline) {
+      this.#step({ kind: "overdue" });
+      return;
+    }
+    if (now < this.#deadlineAt) return;
+    this.#deadlineAt = Infinity;
+    switch (this.#phase) {
+      case "prefill":
+        this.#stop("prefill", "timeout", "no answer in time");
+        return;
+      case "first_byte":
+        this.#stop("answer", "timeout", "no first byte in time");
+        return;
+      case "stream":
+        this.#stop("answer", "frozen", "no byte in time");
+        return;
+      case "slow_reader":
+        this.onGone();
+        this.#answer.destroy();
+        return;
+      case "placing":
+        this.#step({ kind: "not_placed", code: "worker_lost", why: "no router answered in time" });
+        return;
+    }
+  }
+
+  onGone(): void {
+    this.#step({ kind: "client_gone" });
+  }
+
+  onDrain(): void {
+    this.#legs.answer?.call?.resume();
+    if (this.#phase === "slow_reader") {
+      this.#wait("stream", this.#parts.config.deadlines.silenceMs);
+    }
+  }
+
+  #plan(placement: Placement): PlannedRun {
+    const { adapters, handoffs, random } = this.#parts;
+    const [first] = placement.legs;
+    let refuse: LocalPrefillReason | undefined;
+    if (first?.role === "prefill") {
+      const standing = this.#parts.topology.judge(first);
+      if (standing === "stale" || standing === "unknown") refuse = "prefill_failed";
+      else if (!handoffs.hasRoom(first.workerId, placement.forecast.promptTokens)) {
+        refuse = "handoff_full";
+      }
+    }
+    const answering = placement.legs[placement.legs.length - 1];
+    if (answering !== undefined) {
+      const standing = this.#parts.topology.judge(answering);
+      if (standing === "stale" || standing === "unknown") {
+        throw new MeshError(
+          "stale_epoch",
+          `${answering.workerId} at ${answering.address} is ${
+            standing === "stale" ? "in another life" : "no member any more"
+          }; ask for a new placement`,
+        );
+      }
+    }
+    const room = Math.floor(random.next() * 2 ** 31);
+    return planRun(adapters, placement, { body: this.#body, room, refuse });
+  }
+
+  #step(event: RunEvent): void {
+    const effects = this.#run.step(event);
+    for (const effect of effects) this.#carryOut(effect);
+    this.#flush(effects.some(({ kind }) => kind === "over" || kind === "place_again"));
+  }
+
+  #carryOut(effect: RunEffect): void {
+    switch (effect.kind) {
+      case "send":
+        this.#send(effect.leg, effect.body, effect.local);
+        return;
+      case "abort":
+        this.#abort(effect.leg, effect.handoff);
+        return;
+      case "leg_ended":
+        this.#legEnded(effect.leg, effect.outcome, effect.why);
+        return;
+      case "pass":
+        this.#pass();
+        return;
+      case "answer":
+        this.#answerWhole(effect.bytes);
+        return;
+      case "place_again":
+        this.#placeAgain(effect.excluded);
+        return;
+      case "fail":
+        sendError(this.#answer, new MeshError(effect.code, effect.message));
+        return;
+      case "break":
+        this.#break(new MeshError(effect.code, effect.message));
+        return;
+      case "over": {
+        const { metrics, clock } = this.#parts;
+        const { mode } = this;
+        metrics.requests.inc({ mode, outcome: effect.outcome });
+        if (effect.outcome === "done") {
+          metrics.requestSeconds.observe({ mode }, (clock.now() - this.#arrivedAt) / 1_000);
+        }
+        this.#deadlineAt = Infinity;
+        this.#onOver(this);
+        return;
+      }
+    }
+  }
+
+  #send(slot: LegSlot, body: Uint8Array, local: LocalPrefillReason | undefined): void {
+    const { clock, pools, handoffs, metrics, config } = this.#parts;
+    const { legs } = this.#placement;
+    const leg = slot === "prefill" ? legs[0] : legs[legs.length - 1];
+    if (leg === undefined) return;
+    const now = clock.now();
+    const record = new LegRecord(slot, leg, now);
+    if (slot === "prefill") {
+      record.handoff = handoffs.add(leg.workerId, this.#placement.forecast.promptTokens);
+    } else if (local !== undefined) {
+      record.localPrefill = true;
+      metrics.localPrefills.inc({ reason: local });
+    }
+    this.#legs[slot] = record;
+    this.#whole = [];
+    this.#wholeBytes = 0;
+    const { address } = leg;
+    try {
+      const pool = pools.take(address, now);
+      record.call = new LegCall(
+        {
+          onHead: (status, headers) => {
+            this.#legHead(record, status, headers);
+          },
+          onData: (chunk) => {
+            if (slot === "answer") this.#answerData(record, chunk);
+            else this.#gather(record, chunk, prefillAnswerBytesMax);
+          },
+          onEnd: () => {
+            this.#legEnd(record);
+          },
+          onFailure: (outcome, why) => {
+            this.#step({ kind: `${slot}_failed`, outcome, why });
+          },
+        },
+        () => {
+          pools.release(address, clock.now());
+        },
+      );
+      record.call.start(pool, {
+        path: this.#request.path,
+        headers: this.#engineHeaders(leg.dpRank),
+        body,
+      });
+    } catch (error) {
+      const { code, message } = toMeshError(error);
+      if (code === "invariant_violated") throw error;
+      const outcome: LegOutcome = code === "overloaded" ? "engine_error" : "stale";
+      queueMicrotask(() => {
+        this.#step({ kind: `${slot}_failed`, outcome, why: message });
+      });
+    }
+    const { prefillMs, firstByteMs } = config.deadlines;
+    if (slot === "prefill") this.#wait("prefill", prefillMs);
+    else this.#wait("first_byte", firstByteMs);
+  }
+
+  #engineHeaders(dpRank: number | undefined): HeaderField[] {
+    const headers: HeaderField[] = [];
+    let hasId = false;
+    for (const field of this.#request.fields()) {
+      if (!isForwarded(field[0])) continue;
+      if (field[0] === "x-request-id") hasId = true;
+      headers.push(field);
+    }
+    if (!hasId) headers.push(["x-request-id", this.#placement.decisionId]);
+    if (dpRank !== undefined) headers.push(["x-data-parallel-rank", String(dpRank)]);
+    return headers;
+  }
+
+  #legHead(record: LegRecord, status: number, headers: IncomingHttpHeaders): void {
+    record.status = status;
+    if (record.slot === "answer") this.#head = { status, headers };
+  }
+
+  /** Keeps a piece of an answer that is read whole. */
+  #gather(record: LegRecord, chunk: Buffer, bytesMax: number): void {
+    this.#wholeBytes += chunk.length;
+    if (this.#wholeBytes <= bytesMax) {
+      this.#whole.push(chunk);
+      return;
+    }
+    if (record.slot === "prefill") {
+      this.#stop("prefill", "no_handoff", `answered more than ${String(bytesMax)} bytes`);
+    }
+  }
+
+  #answerData(record: LegRecord, chunk: Buffer): void {
+    const head = this.#head;
+    if (head === undefined) return;
+    if (!this.#run.isPassing) {
+      if (isEngineFailure(head.status)) {
+        this.#gather(record, chunk, errorBytesMax);
+        return;
+      }
+      if (this.#body.stream && isErrorEvent(chunk)) {
+        const why = chunk.toString("utf8", 0, 200).trimEnd();
+        this.#stop("answer", "engine_error", why);
+        return;
+      }
+      this.#step({ kind: "answer_began" });
+    }
+    if (chunk.indexOf(usageName) >= 0) record.usage = readTailUsage(chunk);
+    this.#isAtEventEnd =
+      chunk.length >= 2 && chunk[chunk.length - 1] === 0x0a && chunk[chunk.length - 2] === 0x0a;
+    this.#write(chunk);
+  }
+
+  #write(bytes: Uint8Array): void {
+    const { metrics, config } = this.#parts;
+    metrics.clientBytes.inc(bytes.length);
+    if (this.#answer.write(bytes)) {
+      this.#wait("stream", config.deadlines.silenceMs);
+      return;
+    }
+    metrics.pauses.inc();
+    this.#legs.answer?.call?.pause();
+    this.#wait("slow_reader", config.deadlines.slowReaderMs);
+  }
+
+  #legEnd(record: LegRecord): void {
+    if (record.slot === "prefill") {
+      this.#prefillEnd(record);
+      return;
+    }
+    const head = this.#head;
+    if (head !== undefined && isEngineFailure(head.status)) {
+      this.#step({ kind: "answer_failed", outcome: "engine_error", why: this.#engineSaid(record) });
+      return;
+    }
+    // An answer without a body still has a head.
+    if (!this.#run.isPassing) this.#step({ kind: "answer_began" });
+    this.#answer.end();
+    this.#step({ kind: "answer_ended" });
+  }
+
+  #engineSaid(record: LegRecord): string {
+    const text = Buffer.concat(this.#whole).toString("utf8", 0, 300);
+    return `${record.leg.workerId} answered ${String(record.status)}: ${text}`;
+  }
+
+  #prefillEnd(record: LegRecord): void {
+    const { pair } = this.#planned;
+    if (record.status !== 200 || pair === undefined) {
+      const why = this.#engineSaid(record);
+      this.#step({ kind: "prefill_failed", outcome: "engine_error", why });
+      return;
+    }
+    const bytes = Buffer.concat(this.#whole);
+    this.#whole = [];
+    const reading = isUtf8(bytes)
+      ? pair.adapter.readPrefill(pair.request, bytes)
+      : ({ kind: "none", why: "the answer is not UTF-8" } as const);
+    if (reading.kind !== "none") record.usage = { ...reading.usage, generatedTokens: -1 };
+    this.#parts.handoffs.made(record.leg.workerId, record.handoff, this.#parts.clock.now());
+    this.#step({ kind: "prefill_read", reading });
+  }
+
+  /** Stops a leg from this side, and says that it failed. */
+  #stop(slot: LegSlot, outcome: LegOutcome, why: string): void {
+    this.#legs[slot]?.call?.abort();
+    this.#step({ kind: `${slot}_failed`, outcome, why });
+  }
+
+  #abort(slot: LegSlot, handoff: boolean): void {
+    const record = this.#legs[slot];
+    const call = record?.call;
+    if (record === undefined || call === undefined) return;
+    const { clock } = this.#parts;
+    const waitMs = record.startedAt + handoffReachMs - clock.now();
+    if (!handoff || waitMs <= 0) call.abort();
+    else {
+      void clock.sleep(waitMs).then(() => {
+        call.abort();
+      });
+    }
+  }
+
+  #legEnded(slot: LegSlot, outcome: LegOutcome, why: string): void {
+    const { clock, metrics, log } = this.#parts;
+    const now = clock.now();
+    const { legs } = this.#placement;
+    const leg = slot === "prefill" ? legs[0] : legs[legs.length - 1];
+    if (leg === undefined) return;
+    const record = this.#legs[slot] ?? new LegRecord(slot, leg, now);
+    this.#pending.push({ record, outcome });
+    metrics.legs.inc({ engine: leg.engine, leg: leg.role, outcome });
+    if (outcome === "done") {
+      metrics.legSeconds.observe(
+        { engine: leg.engine, leg: leg.role },
+        (now - record.startedAt) / 1_000,
+      );
+    } else if (outcome !== "cancelled" && outcome !== "not_started") {
+      log.warn(
+        {
+          event: "leg_failed",
+          decision: this.#placement.decisionId,
+          leg: leg.role,
+          worker: leg.workerId,
+          outcome,
+          status: record.status,
+          reason: why.slice(0, 300),
+        },
+        "a leg failed",
+      );
+    }
+    this.#settleHandoff(slot, outcome);
+    this.#legs[slot] = undefined;
+  }
+
+  /** A hand-off waits until its decode leg has answered or was stopped, unless it was never made or nobody can pull it. */
+  #settleHandoff(slot: LegSlot, outcome: LegOutcome): void {
+    const record = this.#legs[slot];
+    const prefill = this.#placement.legs[0];
+    if (record === undefined || prefill === undefined) return;
+    const { handoffs } = this.#parts;
+    if (slot === "prefill") {
+      if (outcome === "done") this.#handoff = record.handoff;
+      else handoffs.remove(prefill.workerId, record.handoff);
+    } else if (this.#handoff !== 0 && outcome !== "lost") {
+      handoffs.remove(prefill.workerId, this.#handoff);
+      this.#handoff = 0;
+    }
+  }
+
+  #flush(isLast: boolean): void {
+    const { clock } = this.#parts;
+    const ttftMs = this.#firstByteAt === 0 ? 0 : this.#firstByteAt - this.#arrivedAt;
+    const now = clock.now();
+    this.#pending.forEach(({ record, outcome }, index) => {
+      const last = isLast && index === this.#pending.length - 1;
+      this.#parts.notify(
+        record.notice(this.#placement, { ended: true, outcome, ttftMs, last, now }),
+      );
+    });
+    this.#pending.length = 0;
+  }
+
+  #pass(): void {
+    const { clock, metrics, handoffs } = this.#parts;
+    const record = this.#legs.answer;
+    const head = this.#head;
+    if (record === undefined || head === undefined) return;
+    const now = clock.now();
+    record.firstByteAt = now;
+    this.#firstByteAt = now;
+    metrics.ttftSeconds.observe({ mode: this.mode }, (now - this.#arrivedAt) / 1_000);
+    const prefill = this.#placement.legs[0];
+    if (this.#handoff !== 0 && prefill !== undefined) {
+      handoffs.remove(prefill.workerId, this.#handoff);
+      this.#handoff = 0;
+    }
+    const fields = returnedFields(head.headers);
+    const length = head.headers["content-length"];
+    if (!this.#body.stream && length !== undefined) fields.push(["content-length", length]);
+    if (this.#body.stream) fields.push(["x-kvmesh-guard", "off; reason=not_asked"]);
+    this.#answer.head(head.status, fields);
+    const ttftMs = now - this.#arrivedAt;
+    this.#parts.notify(
+      record.notice(this.#placement, { ended: false, outcome: "done", ttftMs, last: false, now }),
+    );
+  }
+
+  /** The client gets an answer that the prefill leg made. */
+  #answerWhole(bytes: Uint8Array): void {
+    const { clock } = this.#parts;
+    this.#firstByteAt = clock.now();
+    if (!this.#body.stream) {
+      this.#answer.head(200, [
+        ["content-type", "application/json"],
+        ["content-length", String(bytes.length)],
+      ]);
+      this.#answer.write(bytes);
+    } else {
+      const options = this.#body.object.value("stream_options");
+      const withUsage =
+        typeof options === "object" &&
+        options !== null &&
+        "include_usage" in options &&
+        options.include_usage === true;
+      this.#answer.head(200, [["content-type", "text/event-stream; charset=utf-8"]]);
+      this.#answer.write(wholeAsStream(this.#body.kind, bytes, withUsage));
+    }
+    this.#answer.end();
+  }
+
+  /** Tells a client inside a stream that it breaks off; of a whole answer it sees the broken connection. */
+  #break(error: MeshError): void {
+    if (!this.#body.stream) {
+      this.#answer.destroy();
+      return;
+    }
+    if (!this.#isAtEventEnd) this.#answer.write(eventEnd);
+    this.#answer.write(Buffer.from(`data: ${openAiError(error).body}\n\n`));
+    this.#answer.end();
+  }
+
+  #placeAgain(excluded: readonly string[]): void {
+    const { placer, metrics, config, clock } = this.#parts;
+    this.#wait("placing", config.deadlines.placeMs + 100);
+    void placer
+      .place({
+        requestId: this.#request.header("x-request-id") ?? this.#placement.decisionId,
+        path: this.#request.path,
+        body: this.#request.body,
+        excluded,
+        timeoutMs: config.deadlines.placeMs,
+      })
+      .then((given) => {
+        if (given.kind === "refused") {
+          metrics.placementsAgain.inc({ outcome: given.outcome });
+          this.#step({ kind: "not_placed", code: given.code, why: given.message });
+          return;
+        }
+        const reading = readPlacement(
+          given.token,
+          this.#parts.placementKeys,
+          clock.wallUnixUs() / 1_000,
+        );
+        if (reading.kind === "refused") {
+          metrics.placementsAgain.inc({ outcome: "refused" });
+          this.#step({ kind: "not_placed", code: "worker_lost", why: reading.message });
+          return;
+        }
+        metrics.placementsAgain.inc({ outcome: "placed" });
+        this.#goOnWith(reading.placement);
+      });
+  }
+
+  #goOnWith(placement: Placement): void {
+    if (this.#run.isOver) return;
+    try {
+      this.#placement = placement;
+      this.#planned = this.#plan(placement);
+    } catch (error) {
+      const { code, message } = toMeshError(error);
+      this.#step({ kind: "not_placed", code, why: message });
+      return;
+    }
+    this.#step({ kind: "placed", plan: this.#planned.plan });
+  }
+
+  #wait(phase: Phase, ms: number): void {
+    this.#phase = phase;
+    this.#deadlineAt = this.#parts.clock.now() + ms;
+  }
+}
+
+/** Answers with an error in the OpenAI shape. */
+export function sendError(answer: ClientAnswer, error: MeshError): void {
+  const { status, body } = openAiError(error);
+  const bytes = Buffer.from(body);
+  const fields: HeaderField[] = [
+    ["content-type", "application/json"],
+    ["content-length", String(bytes.length)],
+  ];
+  const retryAfterMs = error.retryAfterMs ?? (wire[error.code].retry === "after_delay" ? 1_000 : 0);
+  if (retryAfterMs > 0) {
+    fields.push(["retry-after", String(Math.ceil(retryAfterMs / 1_000))]);
+    fields.push(["retry-after-ms", String(Math.ceil(retryAfterMs))]);
+  }
+  answer.head(status, fields);
+  answer.write(bytes);
+  answer.end();
+}
+
+/** What a request must have before a leg is started for it. Throws what the client hears. */
+export function admit(
+  parts: RelayParts,
+  request: ClientRequest,
+): { readonly placement: Placement; readonly body: RelayedBody } {
+  const kind = kindOfPath(request.path);
+  if (kind === undefined) {
+    throw new MeshError(
+      "not_found",
+      `relays carry /v1/completions and /v1/chat/completions, not ${request.path.split("?", 1)[0] ?? ""}`,
+    );
+  }
+  if (request.method !== "POST") {
+    throw new MeshError("invalid_request", `${request.method} has no meaning here; use POST`);
+  }
+  const reading = readPlacement(
+    request.header(placementHeader),
+    parts.placementKeys,
+    parts.clock.wallUnixUs() / 1_000,
+  );
+  if (reading.kind === "refused") {
+    parts.metrics.refusals.inc({ reason: `placement_${reading.reason}` });
+    throw new MeshError(
+      "unauthenticated",
+      `the placement is not valid (${reading.reason}): ${reading.message}`,
+    );
+  }
+  const { placement } = reading;
+  if (!isPlacedBody(placement, hash(request.body))) {
+    parts.metrics.refusals.inc({ reason: "placement_digest_mismatch" });
+    throw new MeshError(
+      "unauthenticated",
+      "the placement is not valid (digest_mismatch): it was made for another body",
+    );
+  }
+  if (!isUtf8(request.body)) throw new MeshError("invalid_request", "the body is not UTF-8");
+  const body = readBody(parts.json, request.body, { kind, salted: placement.salted });
+  return { placement, body };
+}

@@ -1,0 +1,258 @@
+import { createHmac } from "node:crypto";
+import type { Logger } from "pino";
+import { parseCidr, type Cidr } from "../../shared/core/cidr.ts";
+import type { Clock } from "../../shared/core/clock.ts";
+import { MeshError } from "../../shared/core/errors.ts";
+import { JsonScanner } from "../../shared/core/json-scan/json-scanner.ts";
+import type { TokenKey } from "../../shared/core/placement-token/placement-token.ts";
+import type { SeededRandom } from "../../shared/core/random.ts";
+import { operationsRoutes, startHttp, type HttpServer } from "../../shared/edge/http-server.ts";
+import { loadKeys, type NamedKey } from "../../shared/edge/keys.ts";
+import { createMetrics } from "../../shared/edge/metrics.ts";
+import { toMeshError } from "../../shared/edge/wire.ts";
+import type { RelayConfig } from "../config.ts";
+import { createAdapters } from "../core/engines/adapters.ts";
+import { HandoffBook } from "../core/request/handoff-book.ts";
+import type { LegNotice } from "../core/topology/leg-notices.ts";
+import { LiveTopology } from "../core/topology/live-topology.ts";
+import { relayMetrics } from "../metrics.ts";
+import { BodyMemory } from "./body-memory.ts";
+import type { ClientAnswer, ClientRequest } from "./client-exchange.ts";
+import { EnginePools } from "./engine-pools.ts";
+import { admit, Exchange, sendError } from "./exchange.ts";
+import { startHttp1Server, type ClientServer, type RequestTaker } from "./http1-server.ts";
+import { noPlacer, type Placer } from "./placer.ts";
+import type { RelayParts } from "./relay-parts.ts";
+
+/** How often deadlines are looked at, ms. */
+const tickMs = 50;
+
+/** What a relay is built on. */
+export interface RelayDependencies {
+  readonly log: Logger;
+  readonly clock: Clock;
+  readonly random: SeededRandom;
+  /** Asks routers for placements; the relay's own links to them when absent. */
+  readonly placer?: Placer;
+  /** Hears of legs beside the routers. */
+  readonly onNotice?: (notice: LegNotice) => void;
+}
+
+/** A running relay. */
+export interface RunningRelay {
+  readonly h2Port: number;
+  readonly httpPort: number;
+  readonly metricsPort: number;
+  /** Requests open now. */
+  readonly openRequests: number;
+  /** Takes no more, lets open requests end for at most `drainMsMax`, and ends. */
+  stop(reason: string): Promise<void>;
+}
+
+/** The keys as functions, which is how cores take them. */
+export function tokenKeys(keys: readonly NamedKey[]): TokenKey[] {
+  return keys.map(({ id, key }) => ({
+    id,
+    mac: (message) => createHmac("sha256", key).update(message).digest(),
+  }));
+}
+
+function cidrs(texts: readonly string[]): Cidr[] {
+  return texts.flatMap((text) => parseCidr(text) ?? []);
+}
+
+/** Starts a relay. Throws (`invalid_request`) when its keys cannot be used; missing routers are waited for. */
+export async function startRelay(
+  config: RelayConfig,
+  dependencies: RelayDependencies,
+): Promise<RunningRelay> {
+  const relay = new Relay(config, dependencies);
+  await relay.start();
+  return relay;
+}
+
+class Relay implements RunningRelay, RequestTaker {
+  readonly #config: RelayConfig;
+  readonly #parts: RelayParts;
+  readonly #registry: ReturnType<typeof createMetrics>["registry"];
+  readonly #memory: BodyMemory;
+  readonly #open = new Set<Exchange>();
+  #http1: ClientServer | undefined;
+  #operations: HttpServer | undefined;
+  #ticker: NodeJS.Timeout | undefined;
+  #isDraining = false;
+  #onEmpty: (() => void) | undefined;
+
+  constructor(config: RelayConfig, dependencies: RelayDependencies) {
+    const { log, clock, random } = dependencies;
+    this.#config = config;
+    const keys = loadKeys(config.keysFile);
+    const { registry, metrics } = createMetrics(relayMetrics);
+    this.#registry = registry;
+    const { engines, limits, deadlines } = config;
+    this.#memory = new BodyMemory(limits.bodyBytesMax, limits.bodyMemoryBytesMax);
+    // The scanner's hash is not used, so that its key need not be secret, nor texts be copied for it.
+    const json = new JsonScanner(new Int32Array(8), 0);
+    this.#parts = {
+      config,
+      log,
+      clock,
+      random,
+      metrics,
+      json,
+      adapters: createAdapters(json),
+      placementKeys: tokenKeys(keys.placement),
+      pools: new EnginePools({
+        allowed: cidrs(engines.allowedCidrs),
+        enginesMax: engines.max,
+        legsMax: engines.legsMax,
+        connectMs: deadlines.connectMs,
+      }),
+      topology: new LiveTopology(),
+      handoffs: new HandoffBook(engines.handoffTokensMax, engines.handoffLeaseMs),
+      placer: dependencies.placer ?? noPlacer,
+      notify: (notice) => {
+        dependencies.onNotice?.(notice);
+      },
+    };
+  }
+
+  get h2Port(): number {
+    return 0;
+  }
+
+  get httpPort(): number {
+    return this.#http1?.port ?? 0;
+  }
+
+  get metricsPort(): number {
+    return this.#operations?.port ?? 0;
+  }
+
+  get openRequests(): number {
+    return this.#open.size;
+  }
+
+  async start(): Promise<void> {
+    const { host, httpPort, metricsPort, deadlines, limits } = this.#config;
+    this.#http1 = await startHttp1Server({
+      host,
+      port: httpPort,
+      taker: this,
+      memory: this.#memory,
+      bodyMs: deadlines.bodyMs,
+      clientBufferBytesMax: limits.clientBufferBytesMax,
+    });
+    const routes = operationsRoutes(this.#registry, () => !this.#isDraining);
+    const metricsRoute = routes["/metrics"];
+    this.#operations = await startHttp({
+      host,
+      port: metricsPort,
+      routes: {
+        ...routes,
+        "/metrics": (request, response) => {
+          this.#observe();
+          return metricsRoute?.(request, response);
+        },
+      },
+    });
+    this.#ticker = setInterval(() => {
+      this.#tick();
+    }, tickMs);
+  }
+
+  take(request: ClientRequest, answer: ClientAnswer): void {
+    const { metrics, clock, log } = this.#parts;
+    const arrivedAt = clock.now();
+    try {
+      this.#requireRoom();
+      const { placement, body } = admit(this.#parts, request);
+      const exchange = new Exchange({
+        parts: this.#parts,
+        request,
+        answer,
+        placement,
+        body,
+        arrivedAt,
+        onOver: (over) => {
+          this.#over(over);
+        },
+      });
+      this.#open.add(exchange);
+      exchange.begin();
+    } catch (error) {
+      const mesh = toMeshError(error);
+      if (mesh.code === "invariant_violated") throw error;
+      metrics.requests.inc({ mode: "none", outcome: "refused" });
+      if (mesh.code !== "unauthenticated") metrics.refusals.inc({ reason: mesh.code });
+      log.debug({ event: "request_refused", code: mesh.code, reason: mesh.message }, "refused");
+      sendError(answer, mesh);
+    }
+  }
+
+  refuse(answer: ClientAnswer, reason: "body_too_large" | "body_memory"): void {
+    const { metrics } = this.#parts;
+    metrics.requests.inc({ mode: "none", outcome: "refused" });
+    metrics.refusals.inc({ reason });
+    const { bodyBytesMax } = this.#memory;
+    sendError(
+      answer,
+      reason === "body_too_large"
+        ? new MeshError(
+            "request_too_large",
+            `the body is longer than ${String(bodyBytesMax)} bytes (relay.limits.bodyBytesMax)`,
+          )
+        : new MeshError("overloaded", "no memory for the body now", { retryAfterMs: 1_000 }),
+    );
+  }
+
+  async stop(reason: string): Promise<void> {
+    const { log, clock, pools } = this.#parts;
+    this.#isDraining = true;
+    this.#http1?.stopListening();
+    log.info({ event: "draining", reason, open: this.#open.size }, "draining");
+    if (this.#open.size > 0) {
+      const empty = new Promise<void>((resolve) => {
+        this.#onEmpty = resolve;
+      });
+      await Promise.race([empty, clock.sleep(Math.max(0, this.#config.drainMsMax - 1_000))]);
+    }
+    for (const exchange of [...this.#open]) exchange.onGone();
+    clearInterval(this.#ticker);
+    await Promise.all([this.#http1?.close(), this.#operations?.close(), pools.close()]);
+  }
+
+  #requireRoom(): void {
+    const { requestsMax } = this.#config.limits;
+    if (this.#isDraining) {
+      throw new MeshError("no_ready_worker", "this relay is going away", { retryAfterMs: 100 });
+    }
+    if (this.#open.size >= requestsMax) {
+      throw new MeshError(
+        "overloaded",
+        `${String(requestsMax)} requests are open (relay.limits.requestsMax)`,
+        { retryAfterMs: 1_000 },
+      );
+    }
+  }
+
+  #over(exchange: Exchange): void {
+    this.#open.delete(exchange);
+    if (this.#open.size === 0) this.#onEmpty?.();
+  }
+
+  #tick(): void {
+    const { clock, handoffs } = this.#parts;
+    const now = clock.now();
+    for (const exchange of this.#open) exchange.tick(now);
+    handoffs.expire(now);
+  }
+
+  #observe(): void {
+    const { metrics, pools, handoffs } = this.#parts;
+    metrics.openRequests.set(this.#open.size);
+    metrics.openLegs.set(pools.legCount);
+    metrics.handoffTokens.set(handoffs.tokens);
+    metrics.bodyMemory.set(this.#memory.bytes);
+  }
+}
