@@ -15,6 +15,12 @@ const StepModelConfig = z.strictObject({
   d2: coefficient,
 });
 
+/** Shape of a link. */
+const LinkConfig = z.strictObject({
+  bytesPerS: z.number().min(0).default(0),
+  latencyMs: z.number().min(0).max(10_000).default(0),
+});
+
 const stepModelNames = Object.keys(stepModels) as [string, ...string[]];
 
 /** Settings of one simulated engine. Defaults imitate `vllm serve` 0.32 on one H100 with an 8B model. */
@@ -80,6 +86,47 @@ export const EngineConfig = z.strictObject({
       hwm: z.number().int().min(1).default(100_000),
       /** Batches waiting for the socket; more are dropped, which subscribers see as a gap. */
       queueMax: z.number().int().min(1).default(100_000),
+    })
+    .prefault({}),
+  /** Engine whose protocol for prefill/decode pairs is spoken; the rest of the surface is vLLM's. */
+  flavour: z.enum(["vllm", "sglang", "tensorrt-llm"]).default("vllm"),
+  /** Side in disaggregated serving; vLLM and TensorRT-LLM serve any leg whatever it says, SGLang its own alone. */
+  role: z.enum(["prefill", "decode", "both"]).default("both"),
+  /** KV transfer between engines. */
+  kv: z
+    .strictObject({
+      /** Whether there is a KV connector; without one all transfer fields of bodies are ignored. */
+      enabled: z.boolean().default(false),
+      /** Block server; 0 takes a free port (`VLLM_NIXL_SIDE_CHANNEL_PORT`). */
+      port: port.default(0),
+      /** Host by which other engines reach it; empty: `host` (`VLLM_NIXL_SIDE_CHANNEL_HOST`). */
+      advertisedHost: z.string().default(""),
+      /** SGLang's bootstrap server on prefill engines; 0 takes a free port. */
+      bootstrapPort: port.default(0),
+      /**
+       * Bytes that are really moved per block, a multiple of 16: the model's divided by a factor of one's choice. Llama-3.1-70B
+       * in BF16 has 5,242,880 for 16 tokens; 1,024 is a factor of 5,120, by which link speeds are to be divided too.
+       */
+      bytesPerBlock: z.number().int().min(16).max(16_777_216).multipleOf(16).default(1_024),
+      /** How long an unfetched hand-off holds its blocks (`kv_lease_duration`), ms. */
+      leaseMs: z.number().int().min(100).max(3_600_000).default(30_000),
+      /** What a request gets whose blocks did not all arrive (`kv_load_failure_policy`). */
+      loadFailurePolicy: z.enum(["fail", "recompute"]).default("fail"),
+      /** For a peer that never answered, ms. */
+      handshakeTimeoutMs: z.number().int().min(1).default(5_000),
+      /** Longest silence in a transfer, ms. */
+      stallTimeoutMs: z.number().int().min(1).default(10_000),
+      /** SGLang: prefill leg and decode engine wait for each other, ms (`SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT`). */
+      bootstrapTimeoutMs: z.number().int().min(1).default(300_000),
+      /** SGLang: decode waits for the first byte, ms (`SGLANG_DISAGGREGATION_WAITING_TIMEOUT`). */
+      waitingTimeoutMs: z.number().int().min(1).default(300_000),
+      /** Shape of the links from here; speed 0 is as fast as the sockets. */
+      link: LinkConfig.prefault({}),
+      /** Links to single instances (their `instance`), which have their own shape. */
+      links: z
+        .array(LinkConfig.extend({ to: z.string().min(1).max(128) }))
+        .max(256)
+        .default([]),
     })
     .prefault({}),
   /** `POST /reset_prefix_cache` and `GET /server_info` (`VLLM_SERVER_DEV_MODE`). */

@@ -20,6 +20,12 @@ export interface AnswerUsage {
   cachedTokens: number;
 }
 
+/** Fields beyond vLLM's usual ones, at the top and in each choice, of whole answers alone. */
+export interface AnswerExtras {
+  readonly top?: Readonly<Record<string, unknown>> | undefined;
+  readonly choice?: Readonly<Record<string, unknown>> | undefined;
+}
+
 /** What all answers to one HTTP request have in common. */
 export interface AnswerHead {
   readonly chat: boolean;
@@ -31,14 +37,16 @@ export interface AnswerHead {
   readonly body: SamplingBody;
   /** Prompt tokens by prompt, for `return_token_ids`. */
   readonly prompts: readonly Uint32Array[];
+  /** Whole error answers are the error object itself (SGLang, TensorRT-LLM) instead of `{"error": …}`. */
+  readonly flatErrors: boolean;
 }
 
 /** Receives the pieces of all choices and writes the HTTP answer. */
 export interface Answer {
   piece(piece: AnswerPiece, usage: AnswerUsage): void;
   /** All choices ended. */
-  finish(usage: AnswerUsage): void;
-  /** The engine died: what vLLM sends then. */
+  finish(usage: AnswerUsage, extras?: AnswerExtras): void;
+  /** The engine or the request failed: what vLLM sends then. */
   fail(message: string): void;
 }
 
@@ -232,7 +240,7 @@ export class JsonAnswer implements Answer {
     choice.stopReason = piece.stopReason;
   }
 
-  finish(usage: AnswerUsage): void {
+  finish(usage: AnswerUsage, extras: AnswerExtras = {}): void {
     const { chat, body, id, createdS, model, fingerprint, prompts } = this.#head;
     const choices = [...this.#choices.values()].sort((a, b) => a.index - b.index);
     const promptIds = (index: number): number[] | null => {
@@ -252,6 +260,7 @@ export class JsonAnswer implements Answer {
             message: chatMessage(choice.text),
             ...ends(choice),
             routed_experts: null,
+            ...extras.choice,
           }
         : {
             index: choice.index,
@@ -260,6 +269,7 @@ export class JsonAnswer implements Answer {
             prompt_logprobs: null,
             prompt_token_ids: promptIds(choice.index),
             routed_experts: null,
+            ...extras.choice,
           },
     );
     const chatOnly = chat
@@ -291,13 +301,15 @@ export class JsonAnswer implements Answer {
         kv_transfer_params: null,
         ec_transfer_params: null,
         metrics: null,
+        ...extras.top,
       }),
     );
   }
 
   fail(message: string): void {
     const error = { message, type: "InternalServerError", param: null, code: 500 };
-    sendJsonText(this.#response, 500, JSON.stringify({ error }));
+    const body = this.#head.flatErrors ? { object: "error", ...error } : { error };
+    sendJsonText(this.#response, 500, JSON.stringify(body));
   }
 }
 

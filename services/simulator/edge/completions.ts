@@ -2,15 +2,29 @@ import { randomBytes } from "node:crypto";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type { Clock } from "../../shared/core/clock.ts";
 import { parseTraceparent, type TraceContext, type Tracing } from "../../shared/edge/tracing.ts";
-import type { EngineSequence, HashScope, StepEnd } from "../core/engine/engine-types.ts";
-import { JsonAnswer, StreamAnswer, type Answer, type AnswerUsage } from "./answer.ts";
+import type {
+  EngineSequence,
+  HashScope,
+  KvLoadResult,
+  StepEnd,
+} from "../core/engine/engine-types.ts";
+import {
+  JsonAnswer,
+  StreamAnswer,
+  type Answer,
+  type AnswerExtras,
+  type AnswerUsage,
+} from "./answer.ts";
 import type { EngineDriver } from "./engine-driver.ts";
 import type { EngineMetrics } from "./engine-metrics.ts";
+import type { KvConnector, LoadListener } from "./kv/kv-connector.ts";
+import type { PrefillLeg, TransferProtocol, TransferRole } from "./kv/transfer-role.ts";
 import type { PromptTokens } from "./prompt-tokens.ts";
 import {
   parseJson,
   parsePrompts,
   parseSampling,
+  tokenList,
   type CompletionPrompt,
   type JsonObject,
   type SamplingBody,
@@ -32,6 +46,16 @@ export interface CompletionOptions {
   readonly requestIdHeaders: boolean;
   readonly fingerprint: string;
   readonly endToken: number;
+  /** See `AnswerHead.flatErrors`. */
+  readonly flatErrors: boolean;
+}
+
+/** KV transfer as the service sees it. */
+export interface CompletionTransfer {
+  readonly connector: KvConnector;
+  readonly protocol: TransferProtocol;
+  /** Ends the engine core, as a body that the real engine does not survive. */
+  readonly die: () => void;
 }
 
 /** What the service works with. */
@@ -42,7 +66,11 @@ export interface CompletionParts {
   readonly prompts: PromptTokens;
   readonly metrics: EngineMetrics;
   readonly tracing: Tracing;
+  /** Engines with a KV connector alone. */
+  readonly transfer?: CompletionTransfer | undefined;
 }
+
+const whole: TransferRole = { kind: "whole" };
 
 /** One HTTP request in progress. */
 interface Generation {
@@ -53,6 +81,13 @@ interface Generation {
   readonly usage: AnswerUsage;
   readonly choices: Choice[];
   openChoices: number;
+  readonly role: TransferRole;
+  readonly response: ServerResponse;
+  readonly extras: { top?: AnswerExtras["top"]; choice?: AnswerExtras["choice"] };
+  /** Prefill legs: finish reason that the answer shows instead of the engine's. */
+  shownReason: string | undefined;
+  /** The hand-off that the answer names. */
+  handoffKey: string | undefined;
 }
 
 /** One sequence of a request. */
@@ -61,16 +96,23 @@ interface Choice {
   readonly generation: Generation;
   readonly sequence: EngineSequence;
   readonly stops: StopMatcher;
-  previousTokenAt: number;
+  /** Undefined before the first token. */
+  previousTokenAt: number | undefined;
+  /** Cached tokens as `usage` shows them; undefined: the engine's own number. */
+  cachedTokens: number | undefined;
 }
 
 /** Serves chat and text completions from the engine: admission, submission, output, abort on disconnect. */
-export class CompletionService {
+export class CompletionService implements LoadListener {
   readonly #options: CompletionOptions;
   readonly #parts: CompletionParts;
   /** Live sequences by engine id; bounded by `queuedRequestsMax` plus one request's choices. */
   readonly #choices = new Map<string, Choice>();
+  /** Requests whose answer is not finished. */
+  readonly #live = new Set<Generation>();
   #submitted = 0;
+  /** Requests whose blocks were handed over in the step whose end is being told. */
+  readonly #handedOff = new Set<string>();
   #errorsLeft = 0;
   #truncationsLeft = 0;
   #draining = false;
@@ -121,20 +163,48 @@ export class CompletionService {
       sessionHeader: header(request, "x-session-id"),
     });
     checkRank(header(request, "x-data-parallel-rank"));
-    const prompts = chat
-      ? [this.#parts.prompts.encodeChat(json)]
-      : parsePrompts(json).map((prompt) => this.#encode(prompt, json));
+    const role = this.#parts.transfer?.protocol.read(json, bytes) ?? whole;
+    if (role.kind === "lethal") {
+      this.#parts.transfer?.die();
+      throw new VllmError(500, "InternalServerError", engineDead);
+    }
+    const prompts = this.#prompts(json, chat, role);
     this.#check(prompts, body);
-    this.#submit({ kind, request, response, body, prompts });
+    if (role.kind !== "whole" && prompts.length * body.n !== 1) {
+      throw badRequest("KV transfer needs one prompt and n = 1.", "n");
+    }
+    this.#submit({ kind, request, response, body, prompts, role });
+  }
+
+  /** The prompt of a request has been loaded, wholly or in part. */
+  loaded(requestId: string, result: KvLoadResult, cachedTokens: number | undefined): void {
+    const loaded = this.#parts.driver.finishLoad(requestId, result);
+    const choice = this.#choices.get(requestId);
+    if (loaded === undefined || choice === undefined) return;
+    choice.cachedTokens = cachedTokens;
+    for (const token of loaded.taken) this.#advance(choice, this.#parts.clock.now(), token);
+  }
+
+  /** The prompt of a request cannot be loaded, and is not to be computed here. */
+  failed(requestId: string): void {
+    const choice = this.#choices.get(requestId);
+    this.#parts.driver.abort(requestId);
+    if (choice !== undefined) this.#fail(choice.generation, "Internal server error");
   }
 
   /** Gives the tokens of a step to their requests. */
   stepEnded(end: StepEnd): void {
     for (const sequence of end.advanced) {
       const choice = this.#choices.get(sequence.request.id);
-      if (choice !== undefined) this.#advance(choice, end.endedAt);
+      if (choice !== undefined) this.#advance(choice, end.endedAt, sequence.lastToken);
     }
-    for (const sequence of end.finished) this.#choices.delete(sequence.request.id);
+    for (const sequence of end.finished) {
+      if (this.#choices.delete(sequence.request.id)) continue;
+      // Whoever wanted these blocks is gone.
+      if (!this.#handedOff.delete(sequence.request.id)) {
+        this.#parts.driver.releaseKept(sequence.request.id);
+      }
+    }
   }
 
   /** Ends every request as a dead engine core does. */
@@ -146,8 +216,34 @@ export class CompletionService {
 
   /** Aborts every sequence without a word to the clients. */
   abortAll(): void {
-    for (const id of this.#choices.keys()) this.#parts.driver.abort(id);
+    for (const id of this.#choices.keys()) {
+      this.#parts.driver.abort(id);
+      this.#parts.transfer?.connector.cancel(id);
+    }
     this.#choices.clear();
+  }
+
+  /** Ends the live requests with this id (all without one) as their clients' leaving would; returns how many. */
+  abortRequests(requestId: string | undefined): number {
+    let count = 0;
+    for (const generation of this.#live) {
+      if (requestId !== undefined && generation.body.requestId !== requestId) continue;
+      this.#disconnect(generation);
+      this.#fail(generation, "The request was aborted");
+      count++;
+    }
+    return count;
+  }
+
+  #prompts(json: JsonObject, chat: boolean, role: TransferRole): Uint32Array[] {
+    // TensorRT-LLM's generation leg brings the context leg's ids.
+    const ids = role.kind === "decode" ? json["prompt_token_ids"] : undefined;
+    if (Array.isArray(ids) && ids.length > 0) {
+      return [this.#encode(tokenList(ids, "prompt_token_ids"), json)];
+    }
+    return chat
+      ? [this.#parts.prompts.encodeChat(json)]
+      : parsePrompts(json).map((prompt) => this.#encode(prompt, json));
   }
 
   #encode(prompt: CompletionPrompt, json: JsonObject): Uint32Array {
@@ -183,9 +279,10 @@ export class CompletionService {
     response: ServerResponse;
     body: SamplingBody;
     prompts: readonly Uint32Array[];
+    role: TransferRole;
   }): void {
-    const { request, response, body, prompts } = work;
-    const { driver, clock } = this.#parts;
+    const { request, response, body, prompts, role } = work;
+    const { clock } = this.#parts;
     const chat = work.kind === "chat";
     const named = header(request, "x-request-id");
     const own = randomBytes(16).toString("hex");
@@ -200,6 +297,7 @@ export class CompletionService {
       fingerprint: this.#options.fingerprint,
       body,
       prompts,
+      flatErrors: this.#options.flatErrors,
     };
     const answer = body.stream ? new StreamAnswer(response, head) : new JsonAnswer(response, head);
     if (this.#truncationsLeft > 0 && answer instanceof StreamAnswer) {
@@ -214,60 +312,130 @@ export class CompletionService {
       usage: { promptTokens: 0, completionTokens: 0, cachedTokens: 0 },
       choices: [],
       openChoices: prompts.length * body.n,
+      role,
+      response,
+      extras: {},
+      shownReason: undefined,
+      handoffKey: undefined,
     };
+    this.#live.add(generation);
+    response.once("close", () => {
+      this.#live.delete(generation);
+      if (generation.openChoices > 0) {
+        this.#disconnect(generation);
+      } else if (generation.handoffKey !== undefined && !response.writableFinished) {
+        // Nobody can come for a hand-off of which nobody was told.
+        this.#parts.transfer?.connector.dropHandoff(generation.handoffKey);
+      }
+    });
+    if (role.kind === "prefill" && role.room !== undefined) {
+      this.#waitInRoom(generation, role.room, chat, prompts);
+    } else {
+      this.#begin(generation, chat, prompts);
+    }
+  }
+
+  /** SGLang: the prefill begins when the decode engine is ready for it. */
+  #waitInRoom(
+    generation: Generation,
+    room: string,
+    chat: boolean,
+    prompts: readonly Uint32Array[],
+  ): void {
+    const entered = this.#parts.transfer?.connector.enterRoom(room, {
+      begin: () => {
+        this.#begin(generation, chat, prompts);
+      },
+      sent: () => {
+        this.#finish(generation);
+      },
+      failed: (reason) => {
+        this.#disconnect(generation);
+        this.#fail(generation, `Prefill transfer failed: ${reason}`);
+      },
+    });
+    if (entered === true) return;
+    this.#live.delete(generation);
+    generation.openChoices = 0;
+    throw badRequest("bootstrap_room is in use by another request.", "bootstrap_room");
+  }
+
+  /** Gives the sequences of a request to the engine. */
+  #begin(generation: Generation, chat: boolean, prompts: readonly Uint32Array[]): void {
+    const { driver } = this.#parts;
+    const { body, id, role } = generation;
     const scope: HashScope = body.cacheSalt === undefined ? {} : { cacheSalt: body.cacheSalt };
     const fallbackMax = chat ? Infinity : 16;
     for (const [promptIndex, promptTokens] of prompts.entries()) {
       generation.usage.promptTokens += promptTokens.length;
       for (let k = 0; k < body.n; k++) {
+        const requestId = `${id}-${String(promptIndex * body.n + k)}-${String(this.#submitted++)}`;
+        const ownMax = role.kind === "prefill" ? role.outputTokensMax : undefined;
         const sequence = driver.submit({
-          id: `${id}-${String(promptIndex * body.n + k)}-${String(this.#submitted++)}`,
+          id: requestId,
           promptTokens,
-          outputTokensMax: body.outputTokensMax ?? fallbackMax,
+          outputTokensMax: ownMax ?? body.outputTokensMax ?? fallbackMax,
           outputTokensMin: body.outputTokensMin,
           seed: body.seed + k,
           ignoreEnd: body.ignoreEnd,
           stopTokens: body.stopTokens,
           scope,
           ...(body.sessionId === undefined ? {} : { sessionId: body.sessionId }),
+          ...(role.kind === "prefill" ? { keepBlocks: true } : {}),
+          ...(role.kind === "decode" ? { remoteKv: { localHits: role.localHits } } : {}),
         });
+        if (role.kind === "decode") this.#parts.transfer?.connector.expect(requestId, role);
         const choice: Choice = {
           index: promptIndex * body.n + k,
           generation,
           sequence,
           stops: new StopMatcher(body.stop),
-          previousTokenAt: 0,
+          previousTokenAt: undefined,
+          cachedTokens: role.kind === "decode" ? role.cachedTokens : undefined,
         };
         generation.choices.push(choice);
         this.#choices.set(sequence.request.id, choice);
       }
     }
-    response.once("close", () => {
-      if (generation.openChoices > 0) this.#disconnect(generation);
-    });
   }
 
   #disconnect(generation: Generation): void {
+    const transfer = this.#parts.transfer;
+    const { role } = generation;
     for (const choice of generation.choices) {
       if (this.#choices.delete(choice.sequence.request.id)) {
         this.#parts.driver.abort(choice.sequence.request.id);
+        transfer?.connector.cancel(choice.sequence.request.id);
       }
+    }
+    if (role.kind === "prefill" && role.room !== undefined) {
+      transfer?.connector.leaveRoom(role.room, "the prefill leg left");
     }
   }
 
-  #advance(choice: Choice, at: number): void {
+  /** Ends a request with a 500, or an error event when its answer has begun. */
+  #fail(generation: Generation, message: string): void {
+    for (const choice of generation.choices) this.#choices.delete(choice.sequence.request.id);
+    if (generation.openChoices === 0) return;
+    generation.openChoices = 0;
+    generation.answer.fail(message);
+  }
+
+  #advance(choice: Choice, at: number, token: number): void {
     const { generation, sequence } = choice;
     const { metrics, vocabulary, driver } = this.#parts;
-    if (sequence.generatedTokens === 1) {
+    if (choice.previousTokenAt === undefined) {
+      const { cachedTokens, request } = sequence;
+      const promptTokens = request.promptTokens.length;
+      const externalTokens = request.remoteKv === undefined ? 0 : promptTokens - cachedTokens;
       const seconds = (at - sequence.submittedAt) / 1_000;
-      metrics.firstToken(seconds, sequence.request.promptTokens.length, sequence.cachedTokens);
-      generation.usage.cachedTokens += sequence.cachedTokens;
+      metrics.firstToken({ seconds, promptTokens, cachedTokens, externalTokens });
+      generation.usage.cachedTokens += choice.cachedTokens ?? cachedTokens;
     } else {
       metrics.nextToken((at - choice.previousTokenAt) / 1_000);
     }
     choice.previousTokenAt = at;
     generation.usage.completionTokens++;
-    const token = sequence.lastToken;
     const isEnd = token === this.#options.endToken;
     const match = choice.stops.push(isEnd ? "" : vocabulary.textOf(token));
     let reason: string | undefined = sequence.finishReason;
@@ -281,8 +449,13 @@ export class CompletionService {
       text += choice.stops.flush();
       if (reason === "stop" && !isEnd) stopReason = token;
     }
+    const { role } = generation;
+    if (role.kind === "prefill" && reason !== undefined) {
+      this.#handOver(choice, role, token, reason);
+    }
+    const finishReason = reason === undefined ? undefined : (generation.shownReason ?? reason);
     generation.answer.piece(
-      { index: choice.index, text, tokens: [token], finishReason: reason, stopReason },
+      { index: choice.index, text, tokens: [token], finishReason, stopReason },
       generation.usage,
     );
     if (reason !== undefined) this.#end(choice, reason);
@@ -291,12 +464,62 @@ export class CompletionService {
   #end(choice: Choice, reason: string): void {
     const { generation, sequence } = choice;
     this.#choices.delete(sequence.request.id);
-    this.#record(generation, sequence, reason);
-    generation.openChoices--;
-    if (generation.openChoices === 0) generation.answer.finish(generation.usage);
+    this.#record(choice, reason);
+    // A prefill leg in a room answers when its blocks have arrived.
+    if (generation.role.kind === "prefill" && generation.role.room !== undefined) return;
+    if (--generation.openChoices === 0) this.#finish(generation);
   }
 
-  #record(generation: Generation, sequence: EngineSequence, reason: string): void {
+  #finish(generation: Generation): void {
+    generation.openChoices = 0;
+    generation.answer.finish(generation.usage, generation.extras);
+  }
+
+  /** The prefill ended: its blocks are held and offered, or sent to who waits for them. */
+  #handOver(choice: Choice, leg: PrefillLeg, firstToken: number, finishReason: string): void {
+    const transfer = this.#parts.transfer;
+    const { generation, sequence } = choice;
+    const requestId = sequence.request.id;
+    // A stop string ends an answer while its sequence is still live: nothing is kept then.
+    if (transfer === undefined || sequence.finishReason === undefined) return;
+    this.#handedOff.add(requestId);
+    const cachedTokens = sequence.cachedTokens;
+    if (leg.room !== undefined) {
+      transfer.connector.roomPrefilled(leg.room, requestId, { cachedTokens, tokens: [firstToken] });
+      return;
+    }
+    const { promptTokens } = sequence.request;
+    const key = leg.key ?? requestId;
+    const handoff = transfer.connector.openHandoff({
+      key,
+      requestId,
+      promptTokens: promptTokens.length,
+      cachedTokens,
+    });
+    if (handoff === undefined) return;
+    const fields = transfer.protocol.handoffFields({
+      key,
+      blocks: handoff.blocks,
+      promptTokens: [...promptTokens],
+      cachedTokens,
+      firstToken,
+      finishReason,
+      outputTokensMax: generation.body.outputTokensMax,
+      leg,
+    });
+    if (fields === undefined || generation.body.stream) {
+      // A streamed prefill leg never shows the hand-off, so it stays until its lease ends, as in vLLM.
+      if (fields === undefined) transfer.connector.dropHandoff(key);
+      return;
+    }
+    generation.handoffKey = key;
+    generation.shownReason = fields.finishReason;
+    if (fields.top !== undefined) generation.extras.top = fields.top;
+    if (fields.choice !== undefined) generation.extras.choice = fields.choice;
+  }
+
+  #record(choice: Choice, reason: string): void {
+    const { generation, sequence } = choice;
     const { clock, metrics, tracing } = this.#parts;
     const { request, submittedAt } = sequence;
     const scheduledAt = sequence.scheduledAt ?? submittedAt;
@@ -316,7 +539,7 @@ export class CompletionService {
       reason,
       promptTokens: request.promptTokens.length,
       generatedTokens: sequence.generatedTokens,
-      cachedTokens: sequence.cachedTokens,
+      cachedTokens: choice.cachedTokens ?? sequence.cachedTokens,
       preemptions: sequence.preemptions,
       n: generation.body.n,
       maxTokens,
@@ -362,6 +585,10 @@ export class CompletionService {
     );
   }
 }
+
+/** What vLLM says when its engine core is gone. */
+export const engineDead =
+  "EngineCore encountered an issue. See stack trace (above) for the root cause.";
 
 /** First value of a header, or undefined. */
 export function header(request: IncomingMessage, name: string): string | undefined {

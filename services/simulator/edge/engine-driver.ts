@@ -1,7 +1,12 @@
 import type { Clock } from "../../shared/core/clock.ts";
 import { monoMs } from "../../shared/core/ids.ts";
 import type { EngineCore } from "../core/engine/engine.ts";
-import type { EngineListener, EngineRequest, EngineSequence } from "../core/engine/engine-types.ts";
+import type {
+  EngineListener,
+  EngineRequest,
+  EngineSequence,
+  KvLoadResult,
+} from "../core/engine/engine-types.ts";
 
 /**
  * A step that is noticed this much too late means that the whole process stood still (SIGSTOP, a suspended
@@ -37,7 +42,25 @@ export class EngineDriver {
 
   /** Ends a sequence early; false when it is not live. */
   abort(id: string): boolean {
-    return this.core.abort(id);
+    const wasLive = this.core.abort(id);
+    // What it held may be what others wait for.
+    if (wasLive) this.#kick();
+    return wasLive;
+  }
+
+  /** See `EngineCore.finishLoad`. */
+  finishLoad(id: string, result: KvLoadResult): ReturnType<EngineCore["finishLoad"]> {
+    this.#advance();
+    const loaded = this.core.finishLoad(id, result, this.#clock.now());
+    this.#kick();
+    return loaded;
+  }
+
+  /** Gives back what an ended sequence kept; false when it keeps nothing. */
+  releaseKept(id: string): boolean {
+    const wasKept = this.core.releaseKept(id);
+    if (wasKept) this.#kick();
+    return wasKept;
   }
 
   /** Stands still for `ms`, as a GPU that hangs. */

@@ -1,5 +1,6 @@
 import { createMetrics, type MetricSpec } from "../../shared/edge/metrics.ts";
 import type { EngineStats, StepStart } from "../core/engine/engine-types.ts";
+import { collectKv, kvCatalogue, type KvState } from "./kv/kv-metrics.ts";
 
 const labels = ["model_name", "engine"];
 
@@ -173,8 +174,17 @@ export function createEngineMetrics(options: {
   /** Current counts, read at each scrape. */
   stats: () => EngineStats;
   droppedBatches: () => number;
+  /** State of the KV connector; absent without one. */
+  kv?: () => KvState;
 }) {
-  const { registry, metrics } = createMetrics(catalogue(options.contextTokensMax));
+  const { registry, metrics } = createMetrics({
+    ...catalogue(options.contextTokensMax),
+    ...kvCatalogue,
+  });
+  // An engine without a connector does not have a connector's families.
+  if (options.kv === undefined) {
+    for (const { name } of Object.values(kvCatalogue)) registry.removeSingleMetric(name);
+  }
   const own = { model_name: options.model, engine: "0" };
   const firstToken = metrics.firstToken.labels(own);
   const interToken = metrics.interToken.labels(own);
@@ -218,12 +228,19 @@ export function createEngineMetrics(options: {
   // The core counts; a scrape adds what came since the last one.
   let seen: EngineStats | undefined;
   let seenDropped = 0;
+  /** Adds to counters what came since the last scrape. */
+  const counted = new Map<string, number>();
+  const grown = (name: string, total: number): number => {
+    const since = total - (counted.get(name) ?? 0);
+    counted.set(name, total);
+    return since;
+  };
   const collect = (): void => {
     const stats = options.stats();
     metrics.running.set(own, stats.runningSequences);
-    metrics.waiting.set(own, stats.waitingSequences);
+    metrics.waiting.set(own, stats.waitingSequences + stats.loadingSequences);
     metrics.waitingByReason.set({ ...own, reason: "capacity" }, stats.waitingSequences);
-    metrics.waitingByReason.set({ ...own, reason: "deferred" }, 0);
+    metrics.waitingByReason.set({ ...own, reason: "deferred" }, stats.loadingSequences);
     metrics.kvUsage.set(own, stats.referencedBlocks / stats.usableBlocks);
     metrics.prefixQueries.inc(own, stats.prefixQueryTokens - (seen?.prefixQueryTokens ?? 0));
     const hits = stats.prefixHitTokens - (seen?.prefixHitTokens ?? 0);
@@ -231,6 +248,13 @@ export function createEngineMetrics(options: {
     metrics.promptCachedBySource.inc({ ...own, source: "device" }, hits);
     metrics.preemptions.inc(own, stats.preemptions - (seen?.preemptions ?? 0));
     metrics.generationTokens.inc(own, stats.generatedTokens - (seen?.generatedTokens ?? 0));
+    if (options.kv !== undefined) {
+      collectKv(metrics, own, options.kv(), grown);
+      // A connector is asked for whatever the own cache does not have, also on the prefill side.
+      const asked = stats.prefixQueryTokens - stats.prefixHitTokens;
+      metrics.externalQueries.inc(own, grown("externalQueries", asked));
+      metrics.externalHits.inc(own, grown("externalHits", stats.externalTokens));
+    }
     const dropped = options.droppedBatches();
     metrics.kvDropped.inc(dropped - seenDropped);
     seenDropped = dropped;
@@ -246,13 +270,27 @@ export function createEngineMetrics(options: {
     stepStarted(step: StepStart): void {
       iteration.observe(step.stepTokens);
     },
-    firstToken(seconds: number, promptTokens: number, cachedTokens: number): void {
-      firstToken.observe(seconds);
+    /** `externalTokens` counts what was asked of another engine, also when it was computed here in the end. */
+    firstToken(first: {
+      readonly seconds: number;
+      readonly promptTokens: number;
+      readonly cachedTokens: number;
+      readonly externalTokens: number;
+    }): void {
+      const { promptTokens, cachedTokens, externalTokens } = first;
+      firstToken.observe(first.seconds);
       metrics.promptTokens.inc(own, promptTokens);
-      metrics.promptCached.inc(own, cachedTokens);
-      const computed = promptTokens - cachedTokens;
+      metrics.promptCached.inc(own, cachedTokens + externalTokens);
+      const computed = promptTokens - cachedTokens - externalTokens;
       metrics.promptBySource.inc({ ...own, source: "local_compute" }, computed);
       metrics.promptBySource.inc({ ...own, source: "local_cache_hit" }, cachedTokens);
+      metrics.promptBySource.inc({ ...own, source: "external_kv_transfer" }, externalTokens);
+      metrics.promptCachedBySource.inc({ ...own, source: "p2p" }, externalTokens);
+    },
+    /** One pull that brought every block. */
+    pullEnded(pull: { readonly bytes: number; readonly ms: number }): void {
+      metrics.nixlSeconds.observe(own, pull.ms / 1_000);
+      metrics.nixlBytes.observe(own, pull.bytes);
     },
     nextToken(seconds: number): void {
       interToken.observe(seconds);

@@ -17,14 +17,16 @@ import type { EngineConfig } from "../config.ts";
 import { EngineCore } from "../core/engine/engine.ts";
 import type { StepStart } from "../core/engine/engine-types.ts";
 import { TokenOracle } from "../core/engine/token-oracle.ts";
+import { BlockContents } from "../core/kv-transfer/block-contents.ts";
 import { sendJsonText } from "./answer.ts";
-import { CompletionService } from "./completions.ts";
+import { CompletionService, engineDead } from "./completions.ts";
 import { EngineDriver } from "./engine-driver.ts";
 import { createEngineMetrics } from "./engine-metrics.ts";
 import { garbageFrames, parseFault, type Fault } from "./faults.ts";
 import { HttpSurface, type SurfaceRoutes } from "./http-surface.ts";
 import { encodeEventBatch } from "./kv-event-encoding.ts";
 import { KvEventPublisher } from "./kv-event-publisher.ts";
+import { createTransfer, type EngineTransfer } from "./kv/engine-transfer.ts";
 import { createPromptTokens } from "./prompt-tokens.ts";
 import { flag, parseJson, text, tokenList, whole, type JsonObject } from "./request-body.ts";
 import { badRequest, modelNotFound, promptTooLong } from "./vllm-error.ts";
@@ -36,7 +38,14 @@ export const imitatedVersion = "0.32.0";
 
 /** A running engine. */
 export interface RunningEngine {
-  readonly ports: { readonly http: number; readonly events: number; readonly replay: number };
+  readonly ports: {
+    readonly http: number;
+    readonly events: number;
+    readonly replay: number;
+    /** Block server and bootstrap server; 0 without them. */
+    readonly kv: number;
+    readonly bootstrap: number;
+  };
   /** Ends as `shutdownTimeoutMs` says. */
   shutdown(): Promise<void>;
   /** Ends at once and frees the ports. */
@@ -103,6 +112,7 @@ export async function startEngine(
     config.contextTokensMax,
     (capacityBlocks - 1) * blockSizeTokens,
   );
+  const contents = config.kv.enabled ? new BlockContents(capacityBlocks) : undefined;
   const core = new EngineCore({
     model: resolveStepModel(config),
     blockSizeTokens,
@@ -116,6 +126,7 @@ export async function startEngine(
     blockEvents: config.events.enabled && config.prefixCaching,
     hasher: new VllmBlockHasher(blockSizeTokens),
     sampler: oracle,
+    ...(contents === undefined ? {} : { contents }),
   });
   const publisher = config.events.enabled
     ? new KvEventPublisher({ host: config.host, ...config.events }, log)
@@ -128,6 +139,7 @@ export async function startEngine(
     prefixCaching: config.prefixCaching,
     stats: () => core.stats(),
     droppedBatches: () => publisher?.droppedBatches ?? 0,
+    ...(contents === undefined ? {} : { kv: () => (transfer as EngineTransfer).state() }),
   });
 
   const dropping = { ratio: 0, random: new SeededRandom(1) };
@@ -148,7 +160,38 @@ export async function startEngine(
     stepEnded(end) {
       service.stepEnded(end);
     },
+    loadStarted(load) {
+      transfer?.connector.load(load);
+    },
   });
+  const crash = (): void => {
+    driver.stop();
+    service.failAll(engineDead);
+    setTimeout(() => {
+      environment.exit(1);
+    }, 300);
+  };
+  const transfer: EngineTransfer | undefined =
+    contents === undefined
+      ? undefined
+      : createTransfer(config, {
+          clock,
+          log,
+          driver,
+          contents,
+          listener: {
+            loaded: (id, result, cachedTokens) => {
+              service.loaded(id, result, cachedTokens);
+            },
+            failed: (id) => {
+              service.failed(id);
+            },
+          },
+          pullEnded: (pull) => {
+            metrics.pullEnded(pull);
+          },
+          engineVersion: imitatedVersion,
+        });
   const served = [config.model, ...config.servedModelNames];
   const fingerprint = `vllm-${imitatedVersion}-${createHash("sha256").update(JSON.stringify(config)).digest("hex").slice(0, 8)}`;
   const service = new CompletionService(
@@ -160,8 +203,20 @@ export async function startEngine(
       requestIdHeaders: config.requestIdHeaders,
       fingerprint,
       endToken,
+      flatErrors: config.flavour !== "vllm",
     },
-    { driver, clock, vocabulary, prompts, metrics, tracing },
+    {
+      driver,
+      clock,
+      vocabulary,
+      prompts,
+      metrics,
+      tracing,
+      transfer:
+        transfer === undefined
+          ? undefined
+          : { connector: transfer.connector, protocol: transfer.protocol, die: crash },
+    },
   );
 
   const applyFault = (fault: Fault): void => {
@@ -169,13 +224,13 @@ export async function startEngine(
     log.warn({ event: "fault_started", fault }, "fault started");
     switch (fault.kind) {
       case "crash":
-        driver.stop();
-        service.failAll(
-          "EngineCore encountered an issue. See stack trace (above) for the root cause.",
-        );
-        setTimeout(() => {
-          environment.exit(1);
-        }, 300);
+        crash();
+        return;
+      case "kv_flip":
+      case "kv_cut":
+      case "kv_stall":
+      case "kv_link":
+        transfer?.applyFault(fault);
         return;
       case "freeze":
         driver.freeze(fault.ms);
@@ -334,13 +389,21 @@ export async function startEngine(
     };
   }
 
-  const surface = new HttpSurface({ routes, bodyBytesMax: config.bodyBytesMax, log });
+  Object.assign(routes, transfer?.routes(service) ?? {});
+  const surface = new HttpSurface({
+    routes,
+    bodyBytesMax: config.bodyBytesMax,
+    log,
+    flatErrors: config.flavour !== "vllm",
+  });
   await publisher?.start();
   let http: number;
   try {
+    await transfer?.listen();
     http = await surface.listen(config.host, config.port);
   } catch (error) {
     publisher?.close();
+    transfer?.close();
     throw error;
   }
   const topic =
@@ -348,7 +411,13 @@ export async function startEngine(
       ? `kv@${config.host}:${String(http)}@${config.model}`
       : config.events.topic;
   publisher?.setTopic(topic);
-  const ports = { http, events: publisher?.port ?? 0, replay: publisher?.replayPort ?? 0 };
+  const ports = {
+    http,
+    events: publisher?.port ?? 0,
+    replay: publisher?.replayPort ?? 0,
+    kv: transfer?.ports.kv ?? 0,
+    bootstrap: transfer?.ports.bootstrap ?? 0,
+  };
 
   function eventSource(): object {
     return {
@@ -367,6 +436,7 @@ export async function startEngine(
     driver.stop();
     await surface.close();
     publisher?.close();
+    transfer?.close();
   };
   return {
     ports,

@@ -16,7 +16,15 @@ export type Fault =
   /** The next `count` streams are cut inside their third chunk. */
   | { readonly kind: "truncate_stream"; readonly count: number }
   /** The next `count` completion requests get a 500. */
-  | { readonly kind: "error_500"; readonly count: number };
+  | { readonly kind: "error_500"; readonly count: number }
+  /** The next `count` chunks of KV leave with one bit turned over. */
+  | { readonly kind: "kv_flip"; readonly count: number }
+  /** The next `count` connections that send KV are cut after a chunk. */
+  | { readonly kind: "kv_cut"; readonly count: number }
+  /** No KV is sent for `ms`. */
+  | { readonly kind: "kv_stall"; readonly ms: number }
+  /** All links from here have this shape from now on. */
+  | { readonly kind: "kv_link"; readonly bytesPerS: number; readonly latencyMs: number };
 
 /** Kinds accepted by `POST /sim/faults`. */
 export const faultKinds = [
@@ -27,6 +35,10 @@ export const faultKinds = [
   "garbage_events",
   "truncate_stream",
   "error_500",
+  "kv_flip",
+  "kv_cut",
+  "kv_stall",
+  "kv_link",
 ] as const satisfies readonly Fault["kind"][];
 
 /** Reads the body of `POST /sim/faults`, or throws a 400 that names the field and its range. */
@@ -36,7 +48,14 @@ export function parseFault(body: JsonObject): Fault {
     case "crash":
       return { kind };
     case "freeze":
+    case "kv_stall":
       return { kind, ms: within(body, "ms", 1, 600_000) };
+    case "kv_link":
+      return {
+        kind,
+        bytesPerS: within(body, "bytesPerS", 0, 1e12),
+        latencyMs: within(body, "latencyMs", 0, 10_000),
+      };
     case "slow":
       return {
         kind,
@@ -48,6 +67,8 @@ export function parseFault(body: JsonObject): Fault {
     case "garbage_events":
     case "truncate_stream":
     case "error_500":
+    case "kv_flip":
+    case "kv_cut":
       return { kind, count: Math.floor(within(body, "count", 1, 10_000)) };
     case undefined:
       break;

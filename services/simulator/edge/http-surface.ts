@@ -21,13 +21,21 @@ export class HttpSurface {
   readonly #routes: SurfaceRoutes;
   readonly #bodyBytesMax: number;
   readonly #log: Logger;
+  readonly #flatErrors: boolean;
   #openRequests = 0;
   #mute = false;
 
-  constructor(options: { routes: SurfaceRoutes; bodyBytesMax: number; log: Logger }) {
+  constructor(options: {
+    routes: SurfaceRoutes;
+    bodyBytesMax: number;
+    log: Logger;
+    /** See `VllmError.body`. */
+    flatErrors?: boolean;
+  }) {
     this.#routes = options.routes;
     this.#bodyBytesMax = options.bodyBytesMax;
     this.#log = options.log;
+    this.#flatErrors = options.flatErrors ?? false;
     this.#server = createServer(
       // An idle upstream connection outlives Envoy's own idle timeout, so that Envoy closes first.
       { keepAliveTimeout: 75_000, requestTimeout: 60_000, noDelay: true },
@@ -96,7 +104,7 @@ export class HttpSurface {
         this.#log.error({ event: "request_failed", err: error }, "request failed");
       }
       if (response.headersSent) response.destroy();
-      else sendJsonText(response, known.status, known.body());
+      else sendJsonText(response, known.status, known.body(this.#flatErrors));
     }
   }
 

@@ -15,10 +15,15 @@ export class VllmError extends Error {
     this.param = param;
   }
 
-  body(): string {
-    return JSON.stringify({
-      error: { message: this.message, type: this.type, param: this.param, code: this.status },
-    });
+  /** `flat`: the error object itself, as SGLang and TensorRT-LLM answer, instead of `{"error": …}`. */
+  body(flat = false): string {
+    const error = {
+      message: this.message,
+      type: this.type,
+      param: this.param,
+      code: this.status,
+    };
+    return JSON.stringify(flat ? { object: "error", ...error } : { error });
   }
 }
 

@@ -1,4 +1,5 @@
 import { invariant } from "../../../shared/core/invariant.ts";
+import type { BlockContents } from "../kv-transfer/block-contents.ts";
 import { HashIndex } from "./hash-index.ts";
 
 /** Told of every block whose contents stop being findable. */
@@ -27,9 +28,10 @@ export class BlockPool {
   readonly #nextCopy: Int32Array;
   readonly #index: HashIndex;
   readonly #onRemoved: RemovedListener | undefined;
+  readonly #contents: BlockContents | undefined;
   #freeBlocks = 0;
 
-  constructor(capacityBlocks: number, onRemoved?: RemovedListener) {
+  constructor(capacityBlocks: number, onRemoved?: RemovedListener, contents?: BlockContents) {
     invariant(capacityBlocks >= 2, `a pool needs at least 2 blocks, got ${String(capacityBlocks)}`);
     this.capacityBlocks = capacityBlocks;
     this.#referenceCount = new Int32Array(capacityBlocks);
@@ -41,6 +43,7 @@ export class BlockPool {
     this.#nextCopy = new Int32Array(capacityBlocks).fill(-1);
     this.#index = new HashIndex(capacityBlocks);
     this.#onRemoved = onRemoved;
+    this.#contents = contents;
     this.#next[capacityBlocks] = capacityBlocks;
     this.#previous[capacityBlocks] = capacityBlocks;
     for (let block = 1; block < capacityBlocks; block++) this.#insertBefore(capacityBlocks, block);
@@ -82,6 +85,7 @@ export class BlockPool {
     this.#unlink(block);
     if (this.#hashed[block] === 1) this.#forget(block);
     this.#referenceCount[block] = 1;
+    this.#contents?.overwrite(block);
     return block;
   }
 

@@ -1,4 +1,5 @@
 import type { MonoMs } from "../../../shared/core/ids.ts";
+import type { BlockContents } from "../kv-transfer/block-contents.ts";
 import type { StepModel } from "../../../shared/core/step-model.ts";
 
 /**
@@ -55,6 +56,8 @@ export interface EngineOptions {
   readonly hasher: BlockHasher;
   /** Draws the tokens of answers. */
   readonly sampler: TokenSampler;
+  /** What every block really holds; only engines with a KV connector have it. As many blocks as the pool. */
+  readonly contents?: BlockContents;
 }
 
 /**
@@ -66,6 +69,8 @@ export interface TokenSampler {
   start(tokens: Uint32Array, length: number, seed: number): SamplerState;
   /** Next token; `endAllowed` false means the end-of-sequence token may not be drawn. */
   next(state: SamplerState, endAllowed: boolean): number;
+  /** Folds a token in that was not drawn here; needed by engines that load KV alone. */
+  take?(state: SamplerState, token: number): void;
   /** The token that ends an answer, or −1 when answers end by length alone. */
   readonly endToken: number;
 }
@@ -100,6 +105,35 @@ export interface EngineRequest {
    * what `hasher` would give. Saves hashing in a virtual fleet.
    */
   readonly promptHashes?: Uint32Array;
+  /** The KV of the prompt is loaded from another engine instead of computed. Needs `contents`. */
+  readonly remoteKv?: {
+    /** Blocks found in the own cache are not loaded. */
+    readonly localHits: boolean;
+  };
+  /**
+   * After the end the blocks stay referenced until `releaseKept`, so that another engine can load them; an aborted
+   * sequence keeps nothing. Needs `contents`.
+   */
+  readonly keepBlocks?: boolean;
+}
+
+/** Blocks of a sequence that must be loaded from elsewhere; the sequence holds them and waits. */
+export interface KvLoad {
+  readonly sequence: EngineSequence;
+  /** Place of the first of them in the prompt. */
+  readonly firstBlock: number;
+  /** (low, high) of what each must hold, the last one possibly not full. */
+  readonly keys: Uint32Array;
+}
+
+/** How a load ended. */
+export interface KvLoadResult {
+  /** Leading blocks of the load that are there; what follows is computed. */
+  readonly goodBlocks: number;
+  /** Good blocks, by place in the load, that hold something else: the key of that. */
+  readonly foreign?: ReadonlyMap<number, { readonly low: number; readonly high: number }>;
+  /** Tokens that the other engine drew already; taken only when every block is there. */
+  readonly firstTokens?: readonly number[];
 }
 
 /** Why a sequence ended; `stop` covers the end token and stop tokens. */
@@ -120,6 +154,8 @@ export interface EngineSequence {
   readonly lastToken: number;
   readonly preemptions: number;
   readonly finishReason: FinishReason | undefined;
+  /** Prompt tokens whose KV was loaded from another engine. */
+  readonly loadedTokens: number;
 }
 
 /** A change of what is cached. Hash pairs are (low, high) words of a 64-bit hash. */
@@ -181,6 +217,12 @@ export interface EngineStats {
   readonly generatedTokens: number;
   /** Prompt tokens not yet computed, over waiting and running sequences. */
   readonly prefillBacklogTokens: number;
+  /** Sequences that wait for KV from another engine; not among the waiting. */
+  readonly loadingSequences: number;
+  /** Prompt tokens asked of other engines. */
+  readonly externalTokens: number;
+  /** Ended sequences whose blocks are kept. */
+  readonly keptSequences: number;
 }
 
 /**
@@ -189,4 +231,6 @@ export interface EngineStats {
 export interface EngineListener {
   stepStarted?(start: StepStart): void;
   stepEnded?(end: StepEnd): void;
+  /** Blocks are allocated and must be loaded; answered by `finishLoad` or `abort`, at any later time. */
+  loadStarted?(load: KvLoad): void;
 }

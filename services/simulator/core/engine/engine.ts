@@ -10,10 +10,12 @@ import type {
   EngineSequence,
   EngineStats,
   FinishReason,
+  KvLoad,
+  KvLoadResult,
   StepEnd,
   StepStart,
 } from "./engine-types.ts";
-import { Scheduler } from "./scheduler.ts";
+import { addTaint, Scheduler } from "./scheduler.ts";
 import { Sequence } from "./sequence.ts";
 import { StepLoad, stepMs } from "./step-time.ts";
 
@@ -41,6 +43,10 @@ export class EngineCore {
   readonly #finished: Sequence[] = [];
   /** Ended sequences whose blocks a step planned ahead does not see as free yet. */
   #releaseNext: Sequence[] = [];
+  /** Ended sequences whose blocks another engine may load, by request id. */
+  readonly #kept = new Map<string, Sequence>();
+  /** Loads in progress: place of their first block in the prompt, and what each block must hold. */
+  readonly #loads = new Map<string, KvLoad>();
   #events: BlockEvent[] = [];
   #step: StepStart | undefined;
   /** Start of the step before, when it ended at this very moment; the time the next plan was made. */
@@ -79,6 +85,7 @@ export class EngineCore {
             this.#events.push({ kind: "removed", low, high });
           }
         : undefined,
+      options.contents,
     );
     // The scheduler keeps the list it is given, so the list is emptied, never replaced.
     this.#scheduler = new Scheduler(
@@ -88,6 +95,7 @@ export class EngineCore {
         runningMax: options.runningMax ?? 1024,
         prefixCaching: options.prefixCaching ?? true,
         blockEvents,
+        contents: options.contents,
       },
       this.#pool,
       this.#events,
@@ -118,7 +126,12 @@ export class EngineCore {
     if (this.#sequences.has(request.id)) {
       throw new MeshError("already_exists", `request id ${request.id} is in use`, { field: "id" });
     }
-    const { hasher, sampler, blockSizeTokens } = this.#options;
+    if (this.#kept.has(request.id)) {
+      throw new MeshError("already_exists", `request id ${request.id} is kept`, { field: "id" });
+    }
+    const { hasher, sampler, blockSizeTokens, contents } = this.#options;
+    const moves = request.remoteKv !== undefined || request.keepBlocks === true;
+    invariant(!moves || contents !== undefined, "KV transfer without a table of contents");
     const given = request.promptHashes;
     if (given !== undefined) {
       const fits = given.length === 2 * Math.floor(promptLength / blockSizeTokens);
@@ -151,9 +164,71 @@ export class EngineCore {
       sequence.abortRequested = true;
       return true;
     }
-    const list = sequence.state === "running" ? this.#scheduler.running : this.#scheduler.waiting;
-    list.splice(list.indexOf(sequence), 1);
+    if (sequence.state === "loading") {
+      this.#scheduler.loading.delete(sequence);
+      this.#loads.delete(id);
+    } else {
+      const list = sequence.state === "running" ? this.#scheduler.running : this.#scheduler.waiting;
+      list.splice(list.indexOf(sequence), 1);
+    }
     this.#end(sequence, "abort");
+    this.#scheduler.release(sequence);
+    return true;
+  }
+
+  /**
+   * The blocks of a load are there, or not: `goodBlocks` of them. The rest of the prompt, at least its last token, is
+   * computed here; with all blocks and `firstTokens` nothing is, and those tokens are the answer's first. Returns the
+   * sequence with the tokens so taken, in `taken`; its `finishReason` is set when they ended it. Undefined when the
+   * load was given up.
+   */
+  finishLoad(
+    id: string,
+    result: KvLoadResult,
+    now: MonoMs,
+  ): { readonly sequence: EngineSequence; readonly taken: readonly number[] } | undefined {
+    const load = this.#loads.get(id);
+    const sequence = this.#sequences.get(id);
+    if (load === undefined || sequence === undefined) return undefined;
+    this.#loads.delete(id);
+    this.#writeLoaded(sequence, load, result);
+    const { blockSizeTokens } = this.#options;
+    const whole = result.goodBlocks * 2 === load.keys.length;
+    const given = whole ? (result.firstTokens ?? []) : [];
+    const there = (load.firstBlock + result.goodBlocks) * blockSizeTokens;
+    const last = given.length > 0 ? sequence.promptLength : sequence.promptLength - 1;
+    const computed = Math.min(there, last);
+    const { firstBlock } = load;
+    this.#scheduler.finishLoad(sequence, { firstBlock, goodBlocks: result.goodBlocks, computed });
+    sequence.visibleAt = now;
+    const taken: number[] = [];
+    for (const token of given) {
+      if (sequence.finishReason !== undefined) break;
+      this.#options.sampler.take?.(sequence.sampler, token);
+      this.#give(sequence, token, now);
+      taken.push(token);
+    }
+    if (sequence.finishReason !== undefined) {
+      const { waiting } = this.#scheduler;
+      waiting.splice(waiting.indexOf(sequence), 1);
+      this.#scheduler.release(sequence);
+    }
+    return { sequence, taken };
+  }
+
+  /** Physical blocks of an ended sequence that keeps them, in prompt order; undefined when it does not. */
+  keptBlocks(id: string): readonly number[] | undefined {
+    const sequence = this.#kept.get(id);
+    return sequence === undefined
+      ? undefined
+      : Array.from(sequence.blocks.subarray(0, sequence.blockCount));
+  }
+
+  /** Gives back what an ended sequence kept; false when it keeps nothing. */
+  releaseKept(id: string): boolean {
+    const sequence = this.#kept.get(id);
+    if (sequence === undefined) return false;
+    this.#kept.delete(id);
     this.#scheduler.release(sequence);
     return true;
   }
@@ -209,7 +284,14 @@ export class EngineCore {
         if (sequence.state !== "finished") running[kept++] = sequence;
       }
       running.length = kept;
-      this.#releaseNext.push(...this.#finished);
+      for (const sequence of this.#finished) {
+        if (sequence.request.keepBlocks === true && sequence.finishReason !== "abort") {
+          this.#scheduler.keep(sequence);
+          this.#kept.set(sequence.request.id, sequence);
+        } else {
+          this.#releaseNext.push(sequence);
+        }
+      }
       if (!(this.#options.asyncScheduling ?? true)) this.#flushReleases();
     }
     return { endedAt: step.endsAt, advanced: this.#advanced, finished: this.#finished };
@@ -229,6 +311,7 @@ export class EngineCore {
         listener.stepEnded?.(end);
       }
       const start = this.startStep(at);
+      for (const load of this.#takeLoads()) listener.loadStarted?.(load);
       if (start === undefined) return undefined;
       listener.stepStarted?.(start);
     }
@@ -285,6 +368,7 @@ export class EngineCore {
   stats(): EngineStats {
     const scheduler = this.#scheduler;
     let backlog = 0;
+    const { loading } = scheduler;
     for (const sequence of scheduler.waiting) backlog += sequence.length - sequence.computed;
     for (const sequence of scheduler.running) {
       backlog += Math.max(0, sequence.promptLength - sequence.computed);
@@ -302,6 +386,9 @@ export class EngineCore {
       promptTokens: this.#promptTokens,
       generatedTokens: this.#generatedTokens,
       prefillBacklogTokens: backlog,
+      loadingSequences: loading.size,
+      externalTokens: scheduler.externalTokens,
+      keptSequences: this.#kept.size,
     };
   }
 
@@ -315,24 +402,63 @@ export class EngineCore {
     }
     if (sequence.computed < sequence.length) return;
     const { sampler } = this.#options;
+    if (sequence.taint !== 0 && sequence.generatedTokens === 0) {
+      // The KV is not that of these tokens, so neither is the answer.
+      sampler.take?.(sequence.sampler, sequence.taint);
+    }
+    const token = sampler.next(sequence.sampler, this.#endAllowed(sequence));
+    if (this.#give(sequence, token, endedAt)) this.#finished.push(sequence);
+    this.#advanced.push(sequence);
+  }
+
+  #endAllowed(sequence: Sequence): boolean {
+    const { request } = sequence;
+    const pastMin = sequence.generatedTokens >= (request.outputTokensMin ?? 0);
+    return pastMin && request.ignoreEnd !== true;
+  }
+
+  /** Appends a token to the answer; true when it ended it. */
+  #give(sequence: Sequence, token: number, at: MonoMs): boolean {
+    const { sampler } = this.#options;
     const { request } = sequence;
     const pastMin = sequence.generatedTokens >= (request.outputTokensMin ?? 0);
     const endAllowed = pastMin && request.ignoreEnd !== true;
-    const token = sampler.next(sequence.sampler, endAllowed);
     sequence.appendToken(token);
     if (sequence.firstTokenAt === undefined) {
-      sequence.firstTokenAt = endedAt;
+      sequence.firstTokenAt = at;
       this.#promptTokens += sequence.promptLength;
     }
-    sequence.lastTokenAt = endedAt;
+    sequence.lastTokenAt = at;
     this.#generatedTokens++;
-    this.#advanced.push(sequence);
     const stopped =
       (endAllowed && token === sampler.endToken) ||
       (pastMin && request.stopTokens?.includes(token) === true);
     if (stopped || sequence.generatedTokens >= sequence.outputTokensMax) {
       this.#end(sequence, stopped ? "stop" : "length");
-      this.#finished.push(sequence);
+      return true;
+    }
+    return false;
+  }
+
+  #takeLoads(): readonly KvLoad[] {
+    const { startedLoads } = this.#scheduler;
+    if (startedLoads.length === 0) return noLoads;
+    const loads = startedLoads.splice(0);
+    for (const load of loads) this.#loads.set(load.sequence.request.id, load);
+    return loads;
+  }
+
+  /** Writes down what the loaded blocks hold, and whether that is wrong. */
+  #writeLoaded(sequence: Sequence, load: KvLoad, result: KvLoadResult): void {
+    const { contents } = this.#options;
+    if (contents === undefined) return;
+    for (let i = 0; i < result.goodBlocks; i++) {
+      const block = sequence.blocks[load.firstBlock + i] as number;
+      const low = load.keys[i * 2] as number;
+      const high = load.keys[i * 2 + 1] as number;
+      const key = result.foreign?.get(i) ?? { low, high };
+      contents.write(block, key.low, key.high);
+      addTaint(sequence, contents.taintOf(block, low, high));
     }
   }
 
@@ -350,3 +476,4 @@ export class EngineCore {
 }
 
 const noEvents: readonly BlockEvent[] = [];
+const noLoads: readonly KvLoad[] = [];

@@ -1,7 +1,9 @@
 import { invariant } from "../../../shared/core/invariant.ts";
 import type { MonoMs } from "../../../shared/core/ids.ts";
 import type { BlockPool } from "./block-pool.ts";
-import type { BlockEvent } from "./engine-types.ts";
+import { partialBlockKey } from "../kv-transfer/block-content.ts";
+import type { BlockContents } from "../kv-transfer/block-contents.ts";
+import type { BlockEvent, KvLoad } from "./engine-types.ts";
 import type { Sequence } from "./sequence.ts";
 import type { StepLoad } from "./step-time.ts";
 
@@ -12,6 +14,7 @@ export interface SchedulerOptions {
   readonly runningMax: number;
   readonly prefixCaching: boolean;
   readonly blockEvents: boolean;
+  readonly contents?: BlockContents | undefined;
 }
 
 /**
@@ -25,7 +28,13 @@ export class Scheduler {
   readonly running: Sequence[] = [];
   /** Arrival order; preempted sequences at the front. */
   readonly waiting: Sequence[] = [];
+  /** Sequences that hold blocks into which another engine's KV is being loaded. */
+  readonly loading = new Set<Sequence>();
+  /** Loads that began since the caller last took them. */
+  readonly startedLoads: KvLoad[] = [];
   preemptions = 0;
+  /** Prompt tokens asked of other engines; like vLLM's, also those that then were not loaded. */
+  externalTokens = 0;
   prefixQueryTokens = 0;
   prefixHitTokens = 0;
   readonly #options: SchedulerOptions;
@@ -65,8 +74,14 @@ export class Scheduler {
       this.running.length < this.#options.runningMax
     ) {
       const sequence = this.waiting[0] as Sequence;
-      if (sequence.submittedAt > visibleUntil) break;
-      const tokens = this.#admit(sequence, budget);
+      if (sequence.visibleAt > visibleUntil) break;
+      if (sequence.load === "pending") {
+        if (!this.#startLoad(sequence)) break;
+        this.waiting.shift();
+        continue;
+      }
+      const tokens =
+        sequence.load === "done" ? this.#resume(sequence, budget) : this.#admit(sequence, budget);
       if (tokens === 0) break;
       this.waiting.shift();
       this.running.push(sequence);
@@ -83,6 +98,63 @@ export class Scheduler {
     this.#pool.release(sequence.blocks, sequence.blockCount);
     sequence.blockCount = 0;
     sequence.cachedBlocks = 0;
+  }
+
+  /**
+   * Takes what a load brought: `goodBlocks` leading blocks of it, with KV computed up to `computed`. The sequence goes
+   * to the front of the queue with its blocks.
+   */
+  finishLoad(
+    sequence: Sequence,
+    load: { readonly firstBlock: number; readonly goodBlocks: number; readonly computed: number },
+  ): void {
+    this.loading.delete(sequence);
+    sequence.load = "done";
+    sequence.computed = load.computed;
+    const tokens = (load.firstBlock + load.goodBlocks) * this.#options.blockSizeTokens;
+    const end = Math.min(tokens, sequence.promptLength);
+    sequence.loadedTokens = end - load.firstBlock * this.#options.blockSizeTokens;
+    if (this.#options.prefixCaching) this.#cacheFullBlocks(sequence, end);
+    sequence.state = "waiting";
+    this.waiting.unshift(sequence);
+  }
+
+  /** (low, high) of the first `tokens` tokens' blocks from `firstBlock` on, the last one possibly not full. */
+  blockKeys(sequence: Sequence, firstBlock: number, tokens: number): Uint32Array {
+    const { blockSizeTokens } = this.#options;
+    const full = Math.floor(tokens / blockSizeTokens);
+    sequence.hashUpTo(full, blockSizeTokens);
+    const count = Math.ceil(tokens / blockSizeTokens);
+    const keys = new Uint32Array((count - firstBlock) * 2);
+    keys.set(sequence.hashes.subarray(firstBlock * 2, full * 2));
+    if (count > full) {
+      const parent =
+        full === 0
+          ? { low: 0, high: 0 }
+          : {
+              low: sequence.hashes[full * 2 - 2] as number,
+              high: sequence.hashes[full * 2 - 1] as number,
+            };
+      const key = partialBlockKey(parent, sequence.tokens, full * blockSizeTokens, tokens);
+      keys[keys.length - 2] = key.low;
+      keys[keys.length - 1] = key.high;
+    }
+    return keys;
+  }
+
+  /** Writes down what the blocks of an ended prefill hold, so that another engine can load them. */
+  keep(sequence: Sequence): void {
+    const { contents } = this.#options;
+    invariant(contents !== undefined, "kept blocks without a table of contents");
+    const keys = this.blockKeys(sequence, 0, sequence.computed);
+    const wrong = sequence.taint;
+    for (let i = 0; i < sequence.blockCount && i * 2 < keys.length; i++) {
+      const low = keys[i * 2] as number;
+      const high = keys[i * 2 + 1] as number;
+      // A cached block of a tainted chain keeps the content that it has.
+      if (i < sequence.cachedBlocks && wrong !== 0) continue;
+      contents.write(sequence.blocks[i] as number, (low ^ wrong) >>> 0, high);
+    }
   }
 
   #preemptedInPlan = false;
@@ -103,6 +175,9 @@ export class Scheduler {
   #preempt(victim: Sequence): void {
     this.release(victim);
     victim.computed = 0;
+    victim.taint = 0;
+    // What was loaded is lost; it is computed here, as vLLM does.
+    victim.load = "none";
     victim.state = "waiting";
     victim.preemptions++;
     this.waiting.unshift(victim);
@@ -110,12 +185,12 @@ export class Scheduler {
     this.#preemptedInPlan = true;
   }
 
-  /** Finds the cached prefix and takes blocks for the first chunk; returns its tokens, 0 for no room. */
-  #admit(sequence: Sequence, budget: number): number {
+  /** Leading blocks of a sequence that are cached, and how many of them nobody references. */
+  #findPrefix(sequence: Sequence, wanted: boolean): { hits: number; idleHits: number } {
     const { blockSizeTokens, prefixCaching } = this.#options;
     let hits = 0;
     let idleHits = 0;
-    if (prefixCaching) {
+    if (prefixCaching && wanted) {
       // The last token is always computed: its output is what the first answer token is drawn from.
       const hitsMax = Math.floor((sequence.length - 1) / blockSizeTokens);
       sequence.hashUpTo(hitsMax, blockSizeTokens);
@@ -127,20 +202,65 @@ export class Scheduler {
         if (!this.#pool.isReferenced(block)) idleHits++;
       }
     }
-    const cachedTokens = hits * blockSizeTokens;
-    const tokens = Math.min(sequence.length - cachedTokens, budget);
-    const fresh = Math.ceil((cachedTokens + tokens) / blockSizeTokens) - hits;
-    if (fresh + idleHits > this.#pool.freeBlocks) return 0;
+    return { hits, idleHits };
+  }
+
+  /** References the blocks found and appends fresh ones. */
+  #takeBlocks(sequence: Sequence, hits: number, fresh: number): void {
+    const { contents } = this.#options;
     for (let i = 0; i < hits; i++) {
       const low = sequence.hashes[i * 2] as number;
       const high = sequence.hashes[i * 2 + 1] as number;
       const block = this.#pool.find(low, high);
       this.#pool.touch(block);
       sequence.appendBlock(block);
+      if (contents !== undefined) addTaint(sequence, contents.taintOf(block, low, high));
     }
     for (let i = 0; i < fresh; i++) sequence.appendBlock(this.#pool.allocate());
-    sequence.computed = cachedTokens;
     sequence.cachedBlocks = hits;
+  }
+
+  /** Allocates the whole prompt and begins to load what is not cached here; false for no room. */
+  #startLoad(sequence: Sequence): boolean {
+    const { blockSizeTokens } = this.#options;
+    const wanted = sequence.request.remoteKv?.localHits === true;
+    const { hits, idleHits } = this.#findPrefix(sequence, wanted);
+    const fresh = Math.ceil(sequence.promptLength / blockSizeTokens) - hits;
+    if (fresh + idleHits > this.#pool.freeBlocks) return false;
+    this.#takeBlocks(sequence, hits, fresh);
+    sequence.computed = hits * blockSizeTokens;
+    sequence.cachedTokens = sequence.computed;
+    this.prefixQueryTokens += sequence.promptLength;
+    this.prefixHitTokens += sequence.computed;
+    this.externalTokens += sequence.promptLength - sequence.computed;
+    sequence.state = "loading";
+    this.loading.add(sequence);
+    const keys = this.blockKeys(sequence, hits, sequence.promptLength);
+    this.startedLoads.push({ sequence, firstBlock: hits, keys });
+    return true;
+  }
+
+  /** Takes the blocks that a loaded sequence still needs for its next tokens; 0 for no room. */
+  #resume(sequence: Sequence, budget: number): number {
+    const tokens = Math.min(sequence.length - sequence.computed, budget);
+    const needed = Math.ceil((sequence.computed + tokens) / this.#options.blockSizeTokens);
+    const fresh = Math.max(0, needed - sequence.blockCount);
+    if (fresh > this.#pool.freeBlocks) return 0;
+    for (let i = 0; i < fresh; i++) sequence.appendBlock(this.#pool.allocate());
+    sequence.load = "none";
+    return tokens;
+  }
+
+  /** Finds the cached prefix and takes blocks for the first chunk; returns its tokens, 0 for no room. */
+  #admit(sequence: Sequence, budget: number): number {
+    const { blockSizeTokens } = this.#options;
+    const { hits, idleHits } = this.#findPrefix(sequence, true);
+    const cachedTokens = hits * blockSizeTokens;
+    const tokens = Math.min(sequence.length - cachedTokens, budget);
+    const fresh = Math.ceil((cachedTokens + tokens) / blockSizeTokens) - hits;
+    if (fresh + idleHits > this.#pool.freeBlocks) return 0;
+    this.#takeBlocks(sequence, hits, fresh);
+    sequence.computed = cachedTokens;
     if (sequence.scheduledAt === undefined) {
       sequence.cachedTokens = cachedTokens;
       this.prefixQueryTokens += sequence.promptLength;
@@ -168,9 +288,15 @@ export class Scheduler {
     if (full <= from) return;
     sequence.hashUpTo(full, blockSizeTokens);
     const { hashes } = sequence;
+    const { contents } = this.#options;
+    const computedFrom = Math.floor(sequence.computed / blockSizeTokens);
     for (let i = from; i < full; i++) {
       const block = sequence.blocks[i] as number;
-      this.#pool.cache(block, hashes[i * 2] as number, hashes[i * 2 + 1] as number);
+      const low = hashes[i * 2] as number;
+      const high = hashes[i * 2 + 1] as number;
+      this.#pool.cache(block, low, high);
+      // What is computed after wrong KV is wrong as well. What was loaded has been written by the load.
+      if (i >= computedFrom) contents?.write(block, (low ^ sequence.taint) >>> 0, high);
     }
     sequence.cachedBlocks = full;
     if (!this.#options.blockEvents) return;
@@ -183,4 +309,9 @@ export class Scheduler {
       request: sequence.request,
     });
   }
+}
+
+/** Folds what one block holds wrongly into the sequence's account of it. */
+export function addTaint(sequence: Sequence, taint: number): void {
+  if (taint !== 0) sequence.taint = (Math.imul(sequence.taint, 31) ^ taint) | 1;
 }

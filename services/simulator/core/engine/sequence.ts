@@ -29,7 +29,14 @@ export class Sequence implements EngineSequence {
   readonly chain: BlockHashChain;
   readonly sampler: SamplerState;
   readonly outputTokensMax: number;
-  state: "waiting" | "running" | "finished" = "waiting";
+  state: "waiting" | "loading" | "running" | "finished" = "waiting";
+  /** Not planned before this time; submission, or the end of its load. */
+  visibleAt: MonoMs;
+  /** Whether the prompt's KV is still to be loaded; `done` means that the blocks are held already. */
+  load: "none" | "pending" | "done";
+  loadedTokens = 0;
+  /** Other than 0: some block holds the KV of other tokens, and the answer will be another. */
+  taint = 0;
   abortRequested = false;
   scheduledAt: MonoMs | undefined;
   firstTokenAt: MonoMs | undefined;
@@ -50,6 +57,8 @@ export class Sequence implements EngineSequence {
     const { request } = options;
     this.request = request;
     this.submittedAt = options.submittedAt;
+    this.visibleAt = options.submittedAt;
+    this.load = request.remoteKv === undefined ? "none" : "pending";
     this.promptLength = request.promptTokens.length;
     this.length = this.promptLength;
     this.outputTokensMax = options.outputTokensMax;

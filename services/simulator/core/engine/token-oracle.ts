@@ -11,9 +11,11 @@ export interface TokenOracleOptions {
 }
 
 /**
- * Deterministic stand-in for a model's sampling: each token is a pure function of all tokens before it
- * and the seed, like a real model's at a fixed seed. Hence token i of an answer is a pure function of
- * (prompt, seed, i), and an answer that is continued elsewhere from prompt + tokens so far does not change.
+ * Deterministic stand-in for a model's sampling: each token is a pure function of the seed and all tokens before
+ * it (prompt and answer alike: where the prompt ends plays no part), like a real model's at a fixed seed. Hence
+ * token i of an answer is a pure function of (prompt, seed, i), and an answer that is continued elsewhere from
+ * prompt + tokens so far, with limits reduced by what was given and the same seed (choice k of a request has
+ * seed + k), goes on with exactly the same tokens. Temperature, penalties and top-p change nothing.
  */
 export class TokenOracle implements TokenSampler {
   readonly endToken: number;
@@ -49,6 +51,10 @@ export class TokenOracle implements TokenSampler {
     }
     fold(state, token);
     return token;
+  }
+
+  take(state: SamplerState, token: number): void {
+    fold(state, token);
   }
 
   /** The first `count` tokens of the answer to a prompt; shorter when the end token is drawn before. */
