@@ -4,7 +4,6 @@ import { parseEndpoint } from "../shared/core/endpoint.ts";
 import { ConfigError } from "../shared/edge/config.ts";
 import { productVersion } from "../shared/edge/log.ts";
 import { placementPolicies } from "./core/demo-profile.ts";
-import type { PlannedService } from "./core/mesh-plan.ts";
 import { unknownName } from "../shared/core/suggestion.ts";
 import { exitCodes, processIo } from "./edge/command-io.ts";
 import { doctorCommand, type DoctorOptions } from "./edge/doctor-command.ts";
@@ -12,7 +11,7 @@ import { envoyPrintCommand, type EnvoyPrintFlags } from "./edge/envoy-print.ts";
 import { explainCommand, type ExplainOptions } from "./edge/explain-command.ts";
 import { replayCommand } from "./edge/replay/replay-command.ts";
 import { requireRun, type MeshAddress } from "./edge/running-mesh.ts";
-import { serviceCommand } from "./edge/service-command.ts";
+import { serviceCommand, type ServiceName } from "./edge/service-command.ts";
 import { simCommand } from "./edge/sim-command.ts";
 import { topCommand, type TopOptions } from "./edge/top-command.ts";
 import { traceCommand } from "./edge/trace-command.ts";
@@ -251,9 +250,10 @@ function consoleUrl(address: MeshAddress): string {
 }
 
 function servicePrograms(): Command[] {
-  const services: Readonly<Record<PlannedService, string>> = {
+  const services: Readonly<Record<ServiceName, string>> = {
     router: "run one router in the foreground, with --processes <n> on several cores",
     worker: "run one worker in the foreground",
+    relay: "run one relay in the foreground",
     console: "run the console in the foreground",
     engine: "run one simulated engine in the foreground",
   };
@@ -267,7 +267,7 @@ function servicePrograms(): Command[] {
       .helpOption(false)
       .passThroughOptions()
       .action((flags: readonly string[]) =>
-        leave(serviceCommand(name as PlannedService, flags, processIo)),
+        leave(serviceCommand(name as ServiceName, flags, processIo)),
       ),
   );
 }

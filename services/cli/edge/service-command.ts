@@ -7,6 +7,12 @@ import { exitCodes, type CommandIo } from "./command-io.ts";
 import { Interrupts } from "./interrupts.ts";
 import { entryPoints, packageRoot, serviceNode } from "./up/mesh.ts";
 
+/** Services with a command of their own: those that `up` starts, and the relay. */
+export type ServiceName = PlannedService | "relay";
+
+/** Programs of services that `up` does not start. */
+const otherEntryPoints = { relay: ["services/relay/main.ts"] } as const;
+
 /** What services take, in the order of the help. */
 const serviceFlags = ["--config", "--set", "--print-config", "--version", "--help"] as const;
 
@@ -14,7 +20,7 @@ const serviceFlags = ["--config", "--set", "--print-config", "--version", "--hel
 const withValue: readonly string[] = ["--config", "--set", "--processes"];
 
 /** The help of one service's command. */
-export function serviceHelp(service: PlannedService): string {
+export function serviceHelp(service: ServiceName): string {
   const rows: [string, string][] = [
     ["--config <file>", "settings (default: kvmesh.yaml of this folder when there is one)"],
     [
@@ -40,7 +46,7 @@ export function serviceHelp(service: PlannedService): string {
 }
 
 /** Fails with `invalid_request` for a flag that the service does not have. */
-export function requireKnownFlags(service: PlannedService, flags: readonly string[]): void {
+export function requireKnownFlags(service: ServiceName, flags: readonly string[]): void {
   const known = [...serviceFlags, ...(service === "router" ? ["--processes"] : [])];
   for (let at = 0; at < flags.length; at++) {
     const flag = flags[at] ?? "";
@@ -64,7 +70,7 @@ export function requireKnownFlags(service: PlannedService, flags: readonly strin
 }
 
 /** `--processes n` of a router is short for its setting. */
-function withoutShortForms(service: PlannedService, flags: readonly string[]): string[] {
+function withoutShortForms(service: ServiceName, flags: readonly string[]): string[] {
   if (service !== "router") return [...flags];
   return flags.flatMap((flag, index) => {
     if (flag.startsWith("--processes=")) return ["--set", flag.slice(2)];
@@ -78,7 +84,7 @@ function withoutShortForms(service: PlannedService, flags: readonly string[]): s
  * and one signal each, so that Ctrl-C is not heard twice, and ends when this process is gone.
  */
 export async function serviceCommand(
-  service: PlannedService,
+  service: ServiceName,
   flags: readonly string[],
   io: CommandIo,
 ): Promise<number> {
@@ -87,7 +93,8 @@ export async function serviceCommand(
     return exitCodes.done;
   }
   requireKnownFlags(service, flags);
-  const [main, ...words] = entryPoints[service];
+  const [main, ...words] =
+    service === "relay" ? otherEntryPoints.relay : entryPoints[service];
   const child = spawn(
     serviceNode,
     [join(packageRoot, main), ...words, ...withoutShortForms(service, flags)],

@@ -87,7 +87,7 @@ describe("resolveConfig", () => {
         yaml: "router:\n  port: 70000\n  queue:\n    depthMax: 0\n  policy: best\n  colour: red\nplaner: {}\n",
       }),
     ).toEqual([
-      'kvmesh.yaml:7: planer: unknown key "planer"; known: mesh, router, worker, engine, console, envoy, cli',
+      'kvmesh.yaml:7: planer: unknown key "planer"; known: mesh, router, worker, relay, engine, console, envoy, cli',
       "kvmesh.yaml:2: router.port: must be at most 65535, got 70000",
       'kvmesh.yaml:5: router.policy: must be one of "kv", "round-robin", got "best"',
       "kvmesh.yaml:4: router.queue.depthMax: must be more than 0, got 0",

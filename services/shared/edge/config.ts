@@ -11,6 +11,7 @@ export const configSections = [
   "mesh",
   "router",
   "worker",
+  "relay",
   "engine",
   "console",
   "envoy",
