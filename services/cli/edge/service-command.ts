@@ -93,8 +93,7 @@ export async function serviceCommand(
     return exitCodes.done;
   }
   requireKnownFlags(service, flags);
-  const [main, ...words] =
-    service === "relay" ? otherEntryPoints.relay : entryPoints[service];
+  const [main, ...words] = service === "relay" ? otherEntryPoints.relay : entryPoints[service];
   const child = spawn(
     serviceNode,
     [join(packageRoot, main), ...words, ...withoutShortForms(service, flags)],
