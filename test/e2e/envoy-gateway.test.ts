@@ -204,46 +204,6 @@ describe("a gateway that fails open", () => {
     await sleep(100);
   });
 
-  describe.each(["end", "fail", "hang"] as const)("when the router's answer is: %s", (kind) => {
-    beforeEach(() => {
-      gateway.router.script = () => ({ kind });
-    });
-
-    test.each([
-      ['{"model":"m/1","messages":[{"content":"}\\"]"}]}', 200],
-      ['{"messages":[],"model":"m\\/1"}', 200],
-      ['{"prompt":"names no model"}', 200],
-    ])("serves %s from the default pool", async (body, status) => {
-      const answer = await gateway.send("public", { body });
-      expect(answer).toMatchObject({ status, text: '{"engine":"own"}' });
-      expect(gateway.own.seen.at(-1)?.body.toString()).toBe(body);
-    });
-
-    test.each([
-      ['{"model":"m/2"}', 503],
-      ['{"model":"m/1","model":"m/2"}', 503],
-      ['{"model":"m/2","model":"m/1"}', 503],
-      ['{"mod\\u0065l":"m/2"}', 503],
-      ['{"model":"m\\u002f1"}', 503],
-      ['{"model":{"a":"m/1"}}', 503],
-      ['{"model":["m/1"]}', 503],
-      ['{"x":"{\\"model\\":\\"m/1\\"}","model":"m/2"}', 503],
-      ['{"model":"m/1"} {"model":"m/2"}', 503],
-      ['{"model":"m/1"', 503],
-      ['[{"model":"m/1"}]', 503],
-      ["model=m/1", 503],
-      ['{"model":"m/1","kv_transfer_params":{}}', 400],
-      ['{"cache_salt":"x","model":"m/1"}', 400],
-    ])("never lets an engine see %s", async (body, status) => {
-      const before = gateway.own.seen.length + gateway.other.seen.length;
-      const answer = await gateway.send("public", { body });
-      expect(answer.status).toBe(status);
-      expect(errorOf(answer).code).toBe(status === 503 ? "model_unavailable" : "invalid_request");
-      expect(answer.headers.get("retry-after")).toBe(status === 503 ? "1" : null);
-      expect(gateway.own.seen.length + gateway.other.seen.length).toBe(before);
-    });
-  });
-
   test.each([
     ["POST", "/reset_prefix_cache"],
     ["POST", "/v1/load_lora_adapter"],
@@ -315,11 +275,60 @@ describe("a gateway that fails open", () => {
   });
 });
 
+describe("a gateway whose router does not place", () => {
+  let gateway: Gateway;
+  beforeAll(async () => {
+    gateway = await startGateway({ timeouts: { ...defaultTimeouts, routerMessageMs: 250 } });
+  });
+  afterAll(() => gateway.stop());
+
+  describe.each(["end", "fail", "hang"] as const)("when its answer is: %s", (kind) => {
+    beforeEach(() => {
+      gateway.router.script = () => ({ kind });
+    });
+
+    test.each([
+      ['{"model":"m/1","messages":[{"content":"}\\"]"}]}', 200],
+      ['{"messages":[],"model":"m\\/1"}', 200],
+      ['{"prompt":"names no model"}', 200],
+    ])("serves %s from the default pool", async (body, status) => {
+      const answer = await gateway.send("public", { body });
+      expect(answer).toMatchObject({ status, text: '{"engine":"own"}' });
+      expect(gateway.own.seen.at(-1)?.body.toString()).toBe(body);
+    });
+
+    test.each([
+      ['{"model":"m/2"}', 503],
+      ['{"model":"m/1","model":"m/2"}', 503],
+      ['{"model":"m/2","model":"m/1"}', 503],
+      ['{"mod\\u0065l":"m/2"}', 503],
+      ['{"model":"m\\u002f1"}', 503],
+      ['{"model":{"a":"m/1"}}', 503],
+      ['{"model":["m/1"]}', 503],
+      ['{"x":"{\\"model\\":\\"m/1\\"}","model":"m/2"}', 503],
+      ['{"model":"m/1"} {"model":"m/2"}', 503],
+      ['{"model":"m/1"', 503],
+      ['[{"model":"m/1"}]', 503],
+      ["model=m/1", 503],
+      ['{"model":"m/1","kv_transfer_params":{}}', 400],
+      ['{"cache_salt":"x","model":"m/1"}', 400],
+    ])("never lets an engine see %s", async (body, status) => {
+      const before = gateway.own.seen.length + gateway.other.seen.length;
+      const answer = await gateway.send("public", { body });
+      expect(answer.status).toBe(status);
+      expect(errorOf(answer).code).toBe(status === 503 ? "model_unavailable" : "invalid_request");
+      expect(answer.headers.get("retry-after")).toBe(status === 503 ? "1" : null);
+      expect(gateway.own.seen.length + gateway.other.seen.length).toBe(before);
+    });
+  });
+});
+
 describe("a gateway that fails closed", () => {
   let gateway: Gateway;
   beforeAll(async () => {
     gateway = await startGateway({
       defaultPool: { id: "default", models: ["m/1"], failOpen: false },
+      timeouts: { ...defaultTimeouts, routerMessageMs: 1_000 },
     });
   });
   afterAll(() => gateway.stop());

@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { once } from "node:events";
 import { tmpdir } from "node:os";
@@ -9,12 +9,16 @@ import { freePorts } from "../../services/cli/edge/up/port-check.ts";
 import { StateFolder, type MeshRun } from "../../services/cli/edge/up/state-folder.ts";
 import { kvmesh, startKvmesh, type RunningCommand } from "../support/kvmesh-command.ts";
 import { eventually } from "../support/mesh.ts";
+import { tokenizerCache } from "../support/test-cache.ts";
 
 let folder: string;
 let started: RunningCommand[];
 
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), "kvmesh-up-"));
+  // Tables of tokenizers are not what these tests are about.
+  mkdirSync(tokenizerCache, { recursive: true });
+  symlinkSync(tokenizerCache, join(folder, "cache"));
   started = [];
 });
 

@@ -1,6 +1,7 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { join } from "node:path";
 import { packageRoot } from "../../services/cli/edge/up/mesh.ts";
+import { cacheEnv } from "./test-cache.ts";
 
 /** A `kvmesh` that runs as a person would run it, with what it has printed. */
 export interface RunningCommand {
@@ -27,7 +28,7 @@ export function startKvmesh(
 ): RunningCommand {
   const child = spawn(process.execPath, [join(packageRoot, "services/cli/bin.mjs"), ...words], {
     cwd: options.cwd ?? packageRoot,
-    env: { ...process.env, ...options.env },
+    env: { ...process.env, ...cacheEnv, ...options.env },
     stdio: ["ignore", "pipe", "pipe"],
   });
   open.add(child);

@@ -1,7 +1,6 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { pathToFileURL } from "node:url";
 import { EnvoyConfig, MeshConfig } from "../../services/cli/config.ts";
 import type { PlannedService, Settings } from "../../services/cli/core/mesh-plan.ts";
 import { mergeSettings } from "../../services/cli/core/mesh-plan.ts";
@@ -11,6 +10,7 @@ import { restartEngines, setPolicy } from "../../services/cli/edge/up/demo.ts";
 import { Mesh, packageRoot } from "../../services/cli/edge/up/mesh.ts";
 import { prepareMesh } from "../../services/cli/edge/up/mesh-setup.ts";
 import { StateFolder } from "../../services/cli/edge/up/state-folder.ts";
+import { cacheEnv, tokenizerCache } from "./test-cache.ts";
 
 /** What a test's mesh is made of; everything has a default. */
 export interface TestMeshOptions {
@@ -125,13 +125,6 @@ const hotServerName = process.env["KVMESH_TEST_HOT_SERVER"];
 const hotServer: Settings =
   hotServerName === undefined ? {} : { extProc: { server: hotServerName } };
 
-/** What processes keep between starts, for all tests: nothing in it depends on a mesh, and a start takes half the time. */
-const cacheFolder = join(packageRoot, ".kvmesh/test-cache");
-const cacheEnv: Readonly<Record<string, string>> = {
-  NODE_COMPILE_CACHE: join(cacheFolder, "compiled"),
-  NODE_OPTIONS: `--import ${pathToFileURL(join(import.meta.dirname, "keep-compiled-code.mjs")).href}`,
-};
-
 /** Meshes that run; a test process that ends early must not leave them behind. */
 const running = new Set<Mesh>();
 process.once("exit", () => {
@@ -180,7 +173,7 @@ export async function startMesh(options: TestMeshOptions = {}): Promise<TestMesh
     ports: "all-free",
     engines: list,
     workerSettings: {},
-    cacheFolder: join(cacheFolder, "tokenizers"),
+    cacheFolder: tokenizerCache,
     env: { ...cacheEnv, ...options.env },
   });
   const mesh = new Mesh(prepared.options);

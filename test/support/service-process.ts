@@ -3,6 +3,7 @@ import type { PlannedService, Settings } from "../../services/cli/core/mesh-plan
 import { ManagedProcess } from "../../services/cli/edge/up/launcher.ts";
 import { entryPoints, packageRoot, serviceNode } from "../../services/cli/edge/up/mesh.ts";
 import type { StateFolder } from "../../services/cli/edge/up/state-folder.ts";
+import { cacheEnv } from "./test-cache.ts";
 
 /** Processes that still run; a test process that ends early must not leave them behind. */
 const known = new Set<ManagedProcess>();
@@ -34,7 +35,7 @@ export function serviceProcess(
       state.write(`config/${name}.json`, { [service]: settings }),
     ],
     cwd: packageRoot,
-    env: { NODE_COMPILE_CACHE: state.file("compile-cache") },
+    env: cacheEnv,
     logFile: state.beginLog(name),
     readiness: "ipc",
     readyMsMax: 60_000,

@@ -1,5 +1,6 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import { env as ownEnv } from "node:process";
 import { fileURLToPath } from "node:url";
 import { MeshError } from "../../../shared/core/errors.ts";
 import { realClock } from "../../../shared/edge/clock.ts";
@@ -27,6 +28,9 @@ export const entryPoints: Readonly<Record<PlannedService, readonly [string, ...s
   engine: ["services/simulator/main.ts", "engine"],
   console: ["services/console/main.ts"],
 };
+
+/** Where the command that runs here keeps compiled code; `bin.mjs` chooses it. */
+const compileCache = ownEnv["NODE_COMPILE_CACHE"];
 
 /** Envoy beside the Node processes. */
 export interface MeshEnvoy {
@@ -244,8 +248,8 @@ export class Mesh {
       name: plan.name,
       command: [serviceNode, join(packageRoot, main), ...words, "--config", settings],
       cwd: packageRoot,
-      // Compiled code is kept between starts: a process is up in half the time.
-      env: { NODE_COMPILE_CACHE: state.file("compile-cache"), ...env },
+      // Compiled code is kept between starts, with that of the command: a process is up in half the time.
+      env: { NODE_COMPILE_CACHE: compileCache ?? state.file("compile-cache"), ...env },
       logFile: state.beginLog(plan.name),
       readiness: "ipc",
       readyMsMax,
