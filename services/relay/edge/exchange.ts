@@ -36,6 +36,8 @@ type Phase = "prefill" | "first_byte" | "stream" | "slow_reader" | "placing";
 export class Exchange implements AnswerListener {
   readonly #parts: RelayParts;
   readonly #request: ClientRequest;
+  /** The body as it came, for placing the request again; dropped once the answer passes. */
+  #raw: Uint8Array;
   readonly #answer: ClientAnswer;
   readonly #body: RelayedBody;
   readonly #run: RequestRun;
@@ -72,6 +74,7 @@ export class Exchange implements AnswerListener {
     const { parts, answer, placement, body, arrivedAt } = options;
     this.#parts = parts;
     this.#request = options.request;
+    this.#raw = options.request.body;
     this.#answer = answer;
     this.#placement = placement;
     this.#body = body;
@@ -509,7 +512,7 @@ export class Exchange implements AnswerListener {
       .place({
         requestId: this.#request.header("x-request-id") ?? this.#placement.decisionId,
         path: this.#request.path,
-        body: this.#request.body,
+        body: this.#raw,
         excluded,
         timeoutMs: config.deadlines.placeMs,
       })

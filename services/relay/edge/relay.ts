@@ -6,6 +6,8 @@ import { MeshError } from "../../shared/core/errors.ts";
 import { JsonScanner } from "../../shared/core/json-scan/json-scanner.ts";
 import type { TokenKey } from "../../shared/core/placement-token/placement-token.ts";
 import type { SeededRandom } from "../../shared/core/random.ts";
+import { GrpcHealth, servingStatus } from "../../shared/edge/h2/grpc-health.ts";
+import type { H2GrpcServer } from "../../shared/edge/h2/h2-grpc-server.ts";
 import { operationsRoutes, startHttp, type HttpServer } from "../../shared/edge/http-server.ts";
 import { loadKeys, type NamedKey } from "../../shared/edge/keys.ts";
 import { createMetrics } from "../../shared/edge/metrics.ts";
@@ -20,6 +22,7 @@ import { BodyMemory } from "./body-memory.ts";
 import type { ClientAnswer, ClientRequest } from "./client-exchange.ts";
 import { EnginePools } from "./engine-pools.ts";
 import { admit, Exchange, sendError } from "./exchange.ts";
+import { startH2Server } from "./h2-server.ts";
 import { startHttp1Server, type ClientServer, type RequestTaker } from "./http1-server.ts";
 import { noPlacer, type Placer } from "./placer.ts";
 import type { RelayParts } from "./relay-parts.ts";
@@ -77,7 +80,9 @@ class Relay implements RunningRelay, RequestTaker {
   readonly #registry: ReturnType<typeof createMetrics>["registry"];
   readonly #memory: BodyMemory;
   readonly #open = new Set<Exchange>();
+  readonly #health = new GrpcHealth();
   #http1: ClientServer | undefined;
+  #h2: { readonly server: H2GrpcServer; readonly port: number } | undefined;
   #operations: HttpServer | undefined;
   #ticker: NodeJS.Timeout | undefined;
   #isDraining = false;
@@ -118,7 +123,7 @@ class Relay implements RunningRelay, RequestTaker {
   }
 
   get h2Port(): number {
-    return 0;
+    return this.#h2?.port ?? 0;
   }
 
   get httpPort(): number {
@@ -134,15 +139,23 @@ class Relay implements RunningRelay, RequestTaker {
   }
 
   async start(): Promise<void> {
-    const { host, httpPort, metricsPort, deadlines, limits } = this.#config;
-    this.#http1 = await startHttp1Server({
+    const { host, h2Port, httpPort, metricsPort, deadlines, limits } = this.#config;
+    const common = {
       host,
-      port: httpPort,
       taker: this,
       memory: this.#memory,
       bodyMs: deadlines.bodyMs,
       clientBufferBytesMax: limits.clientBufferBytesMax,
+    };
+    this.#http1 = await startHttp1Server({ ...common, port: httpPort });
+    this.#h2 = await startH2Server({
+      ...common,
+      port: h2Port,
+      streamsMax: limits.requestsMax,
+      methods: this.#health.methods(),
+      allow: () => true,
     });
+    this.#setServing(true);
     const routes = operationsRoutes(this.#registry, () => !this.#isDraining);
     const metricsRoute = routes["/metrics"];
     this.#operations = await startHttp({
@@ -210,6 +223,7 @@ class Relay implements RunningRelay, RequestTaker {
     const { log, clock, pools } = this.#parts;
     this.#isDraining = true;
     this.#http1?.stopListening();
+    this.#setServing(false);
     log.info({ event: "draining", reason, open: this.#open.size }, "draining");
     if (this.#open.size > 0) {
       const empty = new Promise<void>((resolve) => {
@@ -219,7 +233,18 @@ class Relay implements RunningRelay, RequestTaker {
     }
     for (const exchange of [...this.#open]) exchange.onGone();
     clearInterval(this.#ticker);
-    await Promise.all([this.#http1?.close(), this.#operations?.close(), pools.close()]);
+    this.#health.endWatches();
+    await Promise.all([
+      this.#http1?.close(),
+      this.#h2?.server.drain(500),
+      this.#operations?.close(),
+      pools.close(),
+    ]);
+  }
+
+  #setServing(isServing: boolean): void {
+    const status = isServing ? servingStatus.serving : servingStatus.notServing;
+    for (const name of ["", "readiness"]) this.#health.set(name, status);
   }
 
   #requireRoom(): void {

@@ -66,11 +66,23 @@ export class GrpcConnection implements ConnectionListener, CallHost {
       this.#refuse(stream, "headers_too_large", grpcStatus.resourceExhausted, text);
       return;
     }
+    const isCall = isGrpc(headers.get("content-type"));
+    if (!isCall && server.options.onHttp !== undefined) {
+      server.options.onHttp({
+        connection: this.connection,
+        stream,
+        peer: this.peer,
+        touched: () => {
+          this.touched();
+        },
+      });
+      return;
+    }
     if (headers.method !== "POST") {
       this.#refuseHttp(stream, 405);
       return;
     }
-    if (!isGrpc(headers.get("content-type"))) {
+    if (!isCall) {
       this.#refuseHttp(stream, 415);
       return;
     }

@@ -1,5 +1,7 @@
 import type { TlsOptions } from "node:tls";
+import type { H2Connection } from "../../core/h2/connection.ts";
 import type { ConnectionEnd, StreamFault } from "../../core/h2/faults.ts";
+import type { H2Stream } from "../../core/h2/stream.ts";
 import type { CallFault } from "./grpc-call.ts";
 import type { GrpcMethod } from "./grpc-stream.ts";
 import type { H2GrpcLimitSettings } from "./h2-grpc-limits.ts";
@@ -21,6 +23,16 @@ export interface H2GrpcHooks {
   onHandlerError?(error: unknown, path: string): void;
 }
 
+/** A request that is no gRPC call, for whoever serves plain HTTP on the same port. */
+export interface HttpOnH2 {
+  readonly connection: H2Connection;
+  /** Its `listener` is to be set before this returns, unless it is answered at once. */
+  readonly stream: H2Stream;
+  readonly peer: string;
+  /** To be called after output was written outside of a read. */
+  touched(): void;
+}
+
 /** What `createH2GrpcServer` takes. */
 export interface H2GrpcOptions extends H2GrpcHooks {
   /** Handlers by `/package.Service/Method`. */
@@ -28,6 +40,8 @@ export interface H2GrpcOptions extends H2GrpcHooks {
   readonly limits?: H2GrpcLimitSettings;
   /** Certificate, key and the like; without it the server speaks cleartext HTTP/2 with prior knowledge. */
   readonly tls?: TlsOptions;
+  /** Takes requests that are no gRPC calls; without it they are answered 415. */
+  onHttp?(request: HttpOnH2): void;
   /** Who may call what; `peerAddress` is an IP address, or `unix` for a Unix socket. Everybody may without it. */
   allow?(path: string, peerAddress: string): boolean;
 }
