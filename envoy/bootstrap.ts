@@ -55,6 +55,15 @@ function dynamicResources(): Config {
   };
 }
 
+/** Spans are sent every second, or when five are there: whoever asks for the trace of a request does so at once. */
+const spanFlush: Config = {
+  layered_runtime: {
+    layers: [
+      { name: "static", static_layer: { "tracing.opentelemetry.flush_interval_ms": 1_000 } },
+    ],
+  },
+};
+
 /**
  * The whole configuration of an Envoy in front of a mesh, in the JSON form that `envoy -c` takes.
  *
@@ -69,6 +78,7 @@ export function buildBootstrap(options: EnvoyOptions): Config {
     node: { id: options.nodeId, cluster: "kvmesh" },
     admin: { address: socket(options.admin), ignore_global_conn_limit: true },
     overload_manager: overloadManager(options),
+    ...(options.otlp === undefined ? {} : spanFlush),
     dynamic_resources: dynamicResources(),
     static_resources: {
       listeners: [httpListener("public", options), httpListener("trusted", options)],

@@ -55,6 +55,9 @@ the buffered mode elsewhere.`;
  * Deterministic.
  */
 export function printFull(options: EnvoyOptions): string {
+  const spans: readonly Note[] = [
+    [["layered_runtime"], "Spans are sent every second instead of every five."],
+  ];
   const hcm = ["filter_chains", 0, "filters", 0, "typed_config"] as const;
   const listener = ["static_resources", "listeners", 0] as const;
   return toYaml(
@@ -70,6 +73,7 @@ ${options.bodyMode === "duplex" ? duplexWarning : ""}`,
         ["overload_manager"],
         "Change: limits for the memory and connections that this machine has.",
       ],
+      ...(options.otlp === undefined ? [] : spans),
       [["dynamic_resources"], "Pools and their engines come from the routers."],
       [
         [...listener, "address"],

@@ -82,7 +82,7 @@ interface Traced {
   readonly spans: readonly CheckedSpan[];
 }
 
-/** Waits until a trace has everything that its own outcome promises. Envoy sends its spans up to 5 s late. */
+/** Waits until a trace has everything that its own outcome promises. Envoy sends its spans up to a second late. */
 async function completeTrace(path: string): Promise<Traced> {
   return eventually(
     `${path} is complete`,
