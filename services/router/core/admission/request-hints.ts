@@ -47,6 +47,7 @@ const decoder = new TextDecoder();
  * string as a view that holds the whole text, which for a field of a body may be megabytes for as long as the name lives.
  */
 function ownName(text: string): string {
+  if (text === "") return "";
   return decoder.decode(encoder.encode(text.slice(0, nameLengthMax)));
 }
 

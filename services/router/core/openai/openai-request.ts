@@ -180,8 +180,23 @@ function checkReserved(body: Body): void {
   }
 }
 
+/** Kinds of paths asked for lately: a service gets the same few again and again. */
+const knownKinds = new Map<string, RequestKind>();
+const knownKindsMax = 64;
+const knownPathLengthMax = 128;
+
 /** What a path asks for. */
 export function kindOf(path: string): RequestKind {
+  const known = knownKinds.get(path);
+  if (known !== undefined) return known;
+  const kind = readKind(path);
+  if (path.length > knownPathLengthMax) return kind;
+  if (knownKinds.size >= knownKindsMax) knownKinds.clear();
+  knownKinds.set(path, kind);
+  return kind;
+}
+
+function readKind(path: string): RequestKind {
   const route = path.split("?", 1)[0] ?? "";
   if (chatPath.test(route)) return "chat";
   if (completionsPath.test(route)) return "completions";

@@ -58,6 +58,7 @@ export interface CandidateWorker {
 export class RowCandidate implements ScoredCandidate {
   readonly worker: CandidateWorker;
   readonly #n: readonly number[];
+  #load: WorkerLoad | undefined;
 
   constructor(worker: CandidateWorker, numbers: readonly number[]) {
     this.worker = worker;
@@ -96,7 +97,7 @@ export class RowCandidate implements ScoredCandidate {
   }
 
   get load(): WorkerLoad {
-    return {
+    this.#load ??= {
       openRequests: this.#n[candidateNumber.openRequests] as number,
       prefillBacklogMs: this.#n[candidateNumber.prefillBacklogMs] as number,
       queuedPrefillTokens: this.#n[candidateNumber.queuedPrefillTokens] as number,
@@ -105,6 +106,7 @@ export class RowCandidate implements ScoredCandidate {
       decodingTokensLeft: this.#n[candidateNumber.decodingTokensLeft] as number,
       overdueMs: this.#n[candidateNumber.overdueMs] as number,
     };
+    return this.#load;
   }
 
   get foreignRequests(): number {
