@@ -63,7 +63,7 @@ async function place(d: RouterServiceDependencies, request: PlaceRequest): Promi
       throw new MeshError("invalid_request", "prompt: give a body or tokens", { field: "prompt" });
   }
   d.settle();
-  return { decision: decisionToWire(decision) };
+  return { decision: decisionToWire(decision), placement: "" };
 }
 
 function findLocally(core: RouterCore, request: ExplainRequest): Decision | undefined {
