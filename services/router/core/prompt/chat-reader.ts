@@ -9,22 +9,23 @@ import { MeshError } from "../../../shared/core/errors.ts";
 import {
   isScannedText,
   spelled,
-  type BodyTexts,
   type ScannedChat,
   type ScannedMessage,
   type ScannedText,
   type ScannedValue,
 } from "../openai/scanned-body.ts";
+import { ChatShape, isList, plainSizeMax } from "./chat-shape.ts";
 import type { AddedToken, PromptTokenizer } from "./model-runtime.ts";
 import type { PromptCache } from "./prompt-cache.ts";
-import { PromptChain, type HashedPrompt } from "./prompt-chain.ts";
-import type { PromptText } from "./prompt-text.ts";
+import { PromptChain, type HashedPrompt, type Link } from "./prompt-chain.ts";
+import type { MadeText, PromptText } from "./prompt-text.ts";
+import type { LiteralText, Part } from "./rendered-parts.ts";
+import { answersAlike, RenderingPlans } from "./rendering-plan.ts";
 import { TemplateProgram, templateFunctions } from "./template-program.ts";
+import { Recording, TemplateText, TextQuestions } from "./template-text.ts";
 import { NotRendered, type Value } from "./template-values.ts";
 import { TokenCuts } from "./token-cuts.ts";
 
-/** Texts up to this size are plain values and not remembered by themselves, bytes. */
-const plainSizeMax = 32;
 /** Memory of parsed JSON, by its size; an estimate. */
 const valueBytesPerByte = 6;
 
@@ -60,12 +61,23 @@ export class ChatReader {
   readonly #options: ChatReaderOptions;
   readonly #program: TemplateProgram;
   readonly #chain: PromptChain;
-  #bound: PromptText[] = [];
+  readonly #shape: ChatShape;
+  readonly #plans = new RenderingPlans();
+  readonly #questions = new TextQuestions();
+  /** The texts of the chat at hand, then what was made of them. */
+  readonly #texts: PromptText[] = [];
+  #chat: ScannedChat | undefined;
+  /** Texts that can be read in the chat at hand. */
+  readonly #bound: PromptText[] = [];
+  readonly #bind = (): void => {
+    this.#bindTexts();
+  };
   #read = 0;
   #left = 0;
 
   constructor(options: ChatReaderOptions) {
     this.#options = options;
+    this.#shape = new ChatShape(options.contentFormat);
     const { bos, eos, pad, unk } = options.specialTokens;
     const cuts = new TokenCuts(options.addedTokens);
     const texts = [bos, eos, pad, unk].filter((text) => text !== undefined);
@@ -87,12 +99,13 @@ export class ChatReader {
   read(chat: ScannedChat, root: HashRoot, blockSizeTokens: number): HashedPrompt | undefined {
     // Where the last message ends in the rendered text is for the library to find.
     if (chat.continueFinalMessage) return undefined;
+    this.#chat = chat;
     try {
-      // The library refuses to be told what this is.
-      if (Object.hasOwn(chat.templateKwargs, "namespace")) return undefined;
-      const parts = this.#program.run(chat.templateKwargs, this.#variables(chat));
-      const prompt = this.#chain.read(parts, root, blockSizeTokens);
-      this.#read++;
+      const chain = { root, blockSizeTokens, bind: this.#bind };
+      const hasShape = this.#shape.take(chat);
+      const prompt =
+        (hasShape ? this.#known(chain) : undefined) ?? this.#render(chat, hasShape, chain);
+      if (prompt !== undefined) this.#read++;
       return prompt;
     } catch (error) {
       // A range error is a template that calls itself without end.
@@ -102,17 +115,85 @@ export class ChatReader {
       this.#left++;
       return undefined;
     } finally {
-      for (const text of this.#bound) text.unbind();
-      this.#bound.length = 0;
+      this.#unbindTexts();
+      this.#chat = undefined;
       this.#options.cache.trim();
     }
   }
 
-  #variables(chat: ScannedChat): Record<string, Value> {
-    const messages: Value[] = [];
-    for (const message of chat.messages) messages.push(this.#message(chat.texts, message));
+  /** Reads a chat of a shape that has been rendered before, if its texts answer as those did. */
+  #known(chain: ChainOptions): HashedPrompt | undefined {
+    const { cells, size, hash, texts: literals } = this.#shape;
+    const plans = this.#plans.of(cells, size, hash);
+    if (plans.length === 0) return undefined;
+    const texts = this.#texts;
+    const { cache, domain } = this.#options;
+    texts.length = 0;
+    for (const literal of literals) texts.push(cache.text(literal, textDomain(domain)));
+    for (const { steps, links } of plans) {
+      texts.length = literals.length;
+      if (answersAlike(steps, texts, this.#bind)) return this.#chain.read(links, texts, chain);
+    }
+    return undefined;
+  }
+
+  /** Has the template put a chat together; remembers how, when that is all told by its shape and the texts' answers. */
+  #render(chat: ScannedChat, hasShape: boolean, chain: ChainOptions): HashedPrompt | undefined {
+    // The library refuses to be told what this is.
+    if (Object.hasOwn(chat.templateKwargs, "namespace")) return undefined;
+    const { cells, size, hash, texts: literals } = this.#shape;
+    const { cache, domain } = this.#options;
+    this.#unbindTexts();
+    this.#texts.length = 0;
+    for (const literal of literals) this.#texts.push(cache.text(literal, textDomain(domain)));
+    this.#bindTexts();
+    const recording = new Recording(this.#questions, this.#texts);
+    const parts = this.#program.run(chat.templateKwargs, this.#variables(chat, recording));
+    const links = this.#links(parts);
+    if (hasShape && recording.isComplete) {
+      this.#plans.add({ shape: cells.slice(0, size), steps: recording.steps, links }, hash);
+    }
+    return this.#chain.read(links, recording.texts, chain);
+  }
+
+  #bindTexts(): void {
+    const { texts: literals } = this.#shape;
+    const chat = this.#chat;
+    if (this.#bound.length > 0 || chat === undefined) return;
+    for (let i = 0; i < literals.length; i++) {
+      const text = this.#texts[i] as PromptText;
+      text.bind(chat.texts, literals[i] as ScannedText);
+      this.#bound.push(text);
+    }
+  }
+
+  #unbindTexts(): void {
+    for (const text of this.#bound) text.unbind();
+    this.#bound.length = 0;
+  }
+
+  /** The parts of a prompt as texts and what stands behind each. */
+  #links(parts: readonly Part[]): Link[] {
+    const links: Link[] = [];
+    let between: (string | LiteralText)[] = [];
+    let text = -1;
+    for (const part of parts) {
+      if (!(part instanceof TemplateText)) between.push(part);
+      else {
+        if (text >= 0 || between.length > 0) {
+          links.push({ text, connector: this.#chain.connector(between) });
+        }
+        text = part.slot;
+        between = [];
+      }
+    }
+    links.push({ text, connector: this.#chain.connector(between) });
+    return links;
+  }
+
+  #variables(chat: ScannedChat, recording: Recording): Record<string, Value> {
     return {
-      messages,
+      messages: chat.messages.map((message) => this.#message(chat, message, recording)),
       tools: this.#tools(chat),
       add_generation_prompt: chat.addGenerationPrompt,
     };
@@ -127,14 +208,15 @@ export class ChatReader {
   }
 
   /** A message as `normaliseMessages` hands it to a template. */
-  #message(texts: BodyTexts, message: ScannedMessage): Value {
-    const { bytes } = texts;
+  #message({ bytes }: ScannedChat, message: ScannedMessage, recording: Recording): Value {
     const { role, content, more } = message;
     const asText = this.#options.contentFormat === "string" || role === "tool";
     const result: Record<string, Value> = {
       role,
-      content: asText ? this.#content(texts, content) : this.#parts(texts, content),
+      content: asText ? this.#content(content, recording) : this.#parts(content, recording),
     };
+    const short = (text: ScannedText): Value =>
+      text.end - text.start <= plainSizeMax ? spelled(bytes, text) : this.#text(text, recording);
     if (more === undefined) return result;
     if (role === "assistant") {
       const calls = more.get("tool_calls");
@@ -146,21 +228,21 @@ export class ChatReader {
       const isGiven = given !== undefined && (isScannedText(given) || bytes[given.start] !== 0x6e);
       const reasoning = isGiven ? given : more.get("reasoning_content");
       if (reasoning !== undefined && isScannedText(reasoning)) {
-        result["reasoning"] = result["reasoning_content"] = this.#text(texts, reasoning);
+        result["reasoning"] = result["reasoning_content"] = short(reasoning);
       }
     }
     const callId = more.get("tool_call_id");
     if (role === "tool" && callId !== undefined) {
       result["tool_call_id"] = isScannedText(callId)
-        ? this.#text(texts, callId)
+        ? short(callId)
         : (parse(bytes, callId) as Value);
     }
     const name = more.get("name");
-    if (name !== undefined && isScannedText(name)) result["name"] = this.#text(texts, name);
+    if (name !== undefined && isScannedText(name)) result["name"] = short(name);
     if (role === "developer") {
       const tools = more.get("tools");
       if (tools === undefined) result["tools"] = null;
-      else if (isScannedText(tools)) result["tools"] = this.#text(texts, tools);
+      else if (isScannedText(tools)) result["tools"] = short(tools);
       else result["tools"] = parse(bytes, tools) as Value;
     }
     return result;
@@ -177,39 +259,47 @@ export class ChatReader {
     });
   }
 
-  #content(texts: BodyTexts, content: ScannedMessage["content"]): Value {
+  #content(content: ScannedMessage["content"], recording: Recording): Value {
     if (content === undefined) return "";
-    if (!isList(content)) return this.#text(texts, content);
-    const [first, ...rest] = content.map((text) => this.#long(texts, text));
+    if (!isList(content)) return this.#text(content, recording);
+    const [first, ...rest] = content.map((text) => this.#text(text, recording));
     if (first === undefined) return "";
     if (rest.length === 0) return first;
     // Such a text hangs on its first part.
     if (first === "") throw new NotRendered();
-    return first.joined(rest, "\n");
+    const others = rest.map((text): MadeText => (text === "" ? text : text.text));
+    return recording.foreign(first.text.joined(others, "\n"));
   }
 
-  #parts(texts: BodyTexts, content: ScannedMessage["content"]): Value {
+  #parts(content: ScannedMessage["content"], recording: Recording): Value {
     if (content === undefined) return [];
     const list = isList(content) ? content : [content];
-    return list.map((text) => ({ type: "text", text: this.#text(texts, text) }));
+    return list.map((text) => ({ type: "text", text: this.#text(text, recording) }));
   }
 
-  #text(texts: BodyTexts, text: ScannedText): PromptText | string {
-    return text.end - text.start <= plainSizeMax
-      ? spelled(texts.bytes, text)
-      : this.#long(texts, text);
-  }
-
-  #long(texts: BodyTexts, text: ScannedText): PromptText | "" {
-    if (text.end === text.start) return "";
-    const found = this.#options.cache.text(texts, text, 4 * this.#options.domain);
-    this.#bound.push(found);
-    return found;
+  #text(literal: ScannedText, recording: Recording): TemplateText | "" {
+    if (literal.end === literal.start) return "";
+    const slot = this.#shape.texts.indexOf(literal);
+    if (slot >= 0) return new TemplateText(recording, slot, recording.texts[slot] as PromptText);
+    // The chat has no shape, whose texts end with the first thing that it could not have.
+    const { cache, domain } = this.#options;
+    const text = cache.text(literal, textDomain(domain));
+    if (this.#chat !== undefined) text.bind(this.#chat.texts, literal);
+    this.#bound.push(text);
+    return recording.foreign(text);
   }
 }
 
-function isList(content: ScannedText | readonly ScannedText[]): content is readonly ScannedText[] {
-  return Array.isArray(content);
+/** Where and how a chain begins. */
+interface ChainOptions {
+  readonly root: HashRoot;
+  readonly blockSizeTokens: number;
+  readonly bind: () => void;
+}
+
+/** What a reader remembers of texts, tools and calls is told apart by numbers. */
+function textDomain(domain: number): number {
+  return 4 * domain;
 }
 
 function parse(bytes: Uint8Array, value: ScannedValue): unknown {

@@ -22,22 +22,21 @@ const texts = (text = "abcdefgh"): BodyTexts => ({
 describe("texts seen before", () => {
   test("are the same object again, until one of hash, length or domain differs", () => {
     const cache = new PromptCache({ bytesMax: 1 << 20 });
-    const text = cache.text(texts(), scanned(1), 0);
-    expect(cache.text(texts(), scanned(1), 0)).toBe(text);
-    expect(cache.text(texts(), scanned(1), 1)).not.toBe(text);
+    const text = cache.text(scanned(1), 0);
+    expect(cache.text(scanned(1), 0)).toBe(text);
+    expect(cache.text(scanned(1), 1)).not.toBe(text);
     for (const other of [{ lo: 2 }, { hi: 2 }, { check: 2 }, { end: 7 }]) {
-      expect(new PromptCache({ bytesMax: 1 << 20 }).text(texts(), scanned(1, other), 0)).not.toBe(
-        text,
-      );
-      expect(cache.text(texts(), scanned(1, other), 0)).not.toBe(text);
+      expect(new PromptCache({ bytesMax: 1 << 20 }).text(scanned(1, other), 0)).not.toBe(text);
+      expect(cache.text(scanned(1, other), 0)).not.toBe(text);
     }
     expect(cache.figures).toMatchObject({ hits: 1, misses: 6 });
   });
 
   test("are read where the request at hand has them, and let go of", () => {
     const cache = new PromptCache({ bytesMax: 1 << 20 });
-    cache.text(texts("first..."), scanned(1), 0);
-    const text = cache.text(texts("second.."), scanned(1), 0);
+    cache.text(scanned(1), 0).bind(texts("first..."), scanned(1));
+    const text = cache.text(scanned(1), 0);
+    text.bind(texts("second.."), scanned(1));
     expect(text.string()).toBe("second..");
     text.unbind();
     expect(() => text.string()).toThrow("of no request");
@@ -45,25 +44,25 @@ describe("texts seen before", () => {
 
   test("used longest ago go first when memory is short, with all that they hold", () => {
     const cache = new PromptCache({ bytesMax: 10_000 });
-    const first = cache.text(texts(), scanned(1), 0);
+    const first = cache.text(scanned(1), 0);
     for (let n = 2; n <= 40; n++) {
-      const text = cache.text(texts(), scanned(n), 0);
+      const text = cache.text(scanned(n), 0);
       text.learn({ parts: [text], ids: new Uint32Array(50) });
       cache.trim();
       expect(cache.figures.bytes).toBeLessThanOrEqual(10_000);
-      expect(cache.text(texts(), scanned(1), 0)).toBe(first);
+      expect(cache.text(scanned(1), 0)).toBe(first);
     }
     const { entries, evicted } = cache.figures;
     expect(evicted).toBeGreaterThan(20);
     expect(entries + evicted).toBe(40);
     const before = cache.figures.misses;
-    cache.text(texts(), scanned(2), 0);
+    cache.text(scanned(2), 0);
     expect(cache.figures.misses).toBe(before + 1);
   });
 
   test("that grow after they are forgotten cost nothing", () => {
     const cache = new PromptCache({ bytesMax: 0 });
-    const text = cache.text(texts(), scanned(1), 0);
+    const text = cache.text(scanned(1), 0);
     cache.trim();
     text.learn({ parts: [text], ids: new Uint32Array(1_000) });
     expect(cache.figures).toMatchObject({ entries: 0, bytes: 0 });

@@ -1,4 +1,4 @@
-import type { BodyTexts, ScannedText, ScannedValue } from "../openai/scanned-body.ts";
+import type { ScannedText, ScannedValue } from "../openai/scanned-body.ts";
 import { PromptText, type TextAccount } from "./prompt-text.ts";
 
 /** Memory of an entry beside what it holds, bytes; an estimate. */
@@ -75,12 +75,10 @@ export class PromptCache {
     };
   }
 
-  /** The text spelled at `of` in a body, bound to it. Texts of different domains are different ones. */
-  text(texts: BodyTexts, of: ScannedText, domain: number): PromptText {
+  /** The text spelled at `of` in a body, not bound to it. Texts of different domains are different ones. */
+  text(of: ScannedText, domain: number): PromptText {
     const entry = this.#entry(of, domain);
-    entry.text ??= PromptText.of(entry);
-    entry.text.bind(texts, of);
-    return entry.text;
+    return (entry.text ??= PromptText.of(entry));
   }
 
   /** What `make` makes of the value at `of`; made once. `make` also says how many bytes that takes, by estimate. */

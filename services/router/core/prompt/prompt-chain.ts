@@ -1,227 +1,207 @@
-import { hashBlocks, type HashRoot } from "../../../shared/core/block-hash.ts";
+import type { HashRoot } from "../../../shared/core/block-hash.ts";
+import { hashesOf, noBlocks, withBlocks, type HashedBlocks } from "./hash-run.ts";
 import type { PromptTokenizer } from "./model-runtime.ts";
+import { PrefixTable } from "./prefix-table.ts";
 import { PromptPieces } from "./prompt-pieces.ts";
-import { PromptText, type LiteralText, type Part } from "./prompt-text.ts";
+import type { PromptText } from "./prompt-text.ts";
+import { LiteralText } from "./rendered-parts.ts";
 
 /** A prompt's length and the hashes of its blocks. */
 export interface HashedPrompt {
   readonly tokens: number;
-  /** Sequence hashes of the full blocks as (lo, hi) pairs. */
+  /** Sequence hashes of the full blocks as (lo, hi) pairs; not to be written to. */
   readonly hashes: Uint32Array;
+}
+
+/** Parts without a text of the request, as they stand between two such texts. */
+export interface Connector {
+  readonly id: number;
+  readonly parts: readonly (string | LiteralText)[];
+  /** Whether it has an added token. */
+  readonly cuts: boolean;
+  /** What it spells behind its last added token. */
+  readonly carry: string;
+}
+
+/** A text of a request, by its number (none when negative), and what stands behind it. */
+export interface Link {
+  readonly text: number;
+  readonly connector: Connector;
 }
 
 /** Where a chain of blocks stands behind some part of a prompt, or behind its last part. */
 interface ChainState {
+  readonly blocks: HashedBlocks;
+  /** Tokens of the blocks and behind them. */
   readonly tokens: number;
-  /** Hash of the last full block. */
-  readonly lo: number;
-  readonly hi: number;
-  /** Tokens behind the last full block. */
   readonly tail: Uint32Array;
-  /** Hashes of the blocks that were filled since the state before this one, as (lo, hi) pairs. */
-  readonly hashes: Uint32Array;
   /** What has been spelled behind the last added token. */
   readonly carry: string;
 }
 
-/** Branches beyond this many are looked up in a map. */
-const listedMax = 6;
-
 /** Memory of a node, and of a state beside its arrays, bytes; estimates. */
-const nodeBytes = 160;
-const stateBytes = 320;
-
-/** What leads on from a node, by what comes next. */
-class Branches<K, N> {
-  #keys: K[] = [];
-  #nodes: N[] = [];
-  #mapped: Map<K, N> | undefined;
-
-  find(key: K): N | undefined {
-    if (this.#mapped !== undefined) return this.#mapped.get(key);
-    const keys = this.#keys;
-    for (let i = 0; i < keys.length; i++) if (keys[i] === key) return this.#nodes[i];
-    return undefined;
-  }
-
-  add(key: K, node: N): N {
-    if (this.#mapped !== undefined) this.#mapped.set(key, node);
-    else if (this.#keys.length < listedMax) {
-      this.#keys.push(key);
-      this.#nodes.push(node);
-    } else {
-      this.#mapped = new Map(this.#keys.map((known, i) => [known, this.#nodes[i] as N]));
-      this.#mapped.set(key, node);
-      this.#keys = [];
-      this.#nodes = [];
-    }
-    return node;
-  }
-}
-
-/** Parts without a text of the request, as they stand between two such texts. The same parts are the same object. */
-class Connector {
-  readonly parts: readonly (string | LiteralText)[];
-  readonly next = new Branches<string | LiteralText, Connector>();
-
-  constructor(parts: readonly (string | LiteralText)[]) {
-    this.parts = parts;
-  }
-}
-
-/** A beginning of prompts; texts stand in it by their numbers. */
-class PrefixNode {
-  readonly next = new Branches<number | Connector, PrefixNode>();
-  /** When it ends with a connector that has an added token. */
-  state: ChainState | undefined;
-  /** When a prompt ends here. */
-  end: ChainState | undefined;
-}
+const nodeBytes = 48;
+const stateBytes = 400;
 
 /** Most roots of chains that are kept apart. */
 const rootsMax = 64;
 
 /**
- * Block hashes of prompts given as parts. Prompts are cut at the added tokens that the template spells, and how the chain of
- * blocks stands at these cuts is remembered in a tree of prompt beginnings, so that only what follows the longest known
- * beginning is tokenised and hashed. Holds `bytesMax` at most, by estimate; when that is reached it begins anew, which costs
- * each conversation one more hashing of what it has.
+ * Block hashes of prompts given as texts and what stands between them. Prompts are cut at the added tokens that the template
+ * spells, and how the chain of blocks stands at these cuts is remembered in a tree of prompt beginnings, so that only what
+ * follows the longest known beginning is tokenised and hashed. Holds `bytesMax` at most, by estimate; when that is reached
+ * it begins anew, which costs each conversation one more hashing of what it has.
  */
 export class PromptChain {
   readonly #pieces: PromptPieces;
   readonly #bytesMax: number;
-  readonly #roots = new Map<string, PrefixNode>();
-  #connectors = new Connector([]);
+  readonly #roots = new Map<string, number>();
+  readonly #connectors = new Map<string, Connector>();
+  #connectorsMade = 0;
+  readonly #table = new PrefixTable();
+  /** By node: where the chain stands when its connector cuts, and when a prompt ends there. */
+  #states: (ChainState | undefined)[] = [];
+  #ends: (ChainState | undefined)[] = [];
   #bytes = 0;
+  #lastRoot: HashRoot | undefined;
+  #lastBlockSize = 0;
+  #lastNode = 0;
   #ids = new Uint32Array(1 << 12);
   #count = 0;
-  #piece: (PromptText | string)[] = [];
+  readonly #piece: (PromptText | string)[] = [];
 
   constructor(tokenizer: PromptTokenizer, options: { readonly bytesMax: number }) {
     this.#pieces = new PromptPieces(tokenizer);
     this.#bytesMax = options.bytesMax;
   }
 
-  /** Length and block hashes of the prompt that `parts` make up. */
-  read(parts: readonly Part[], root: HashRoot, blockSizeTokens: number): HashedPrompt {
-    let node = this.#root(root, blockSizeTokens);
-    let state: ChainState = {
-      tokens: 0,
-      lo: root.lo,
-      hi: root.hi,
-      tail: none,
-      hashes: none,
-      carry: "",
-    };
-    const units = this.#units(parts);
-    const found: Uint32Array[] = [];
-    /** The node of the last state that was found, and how many units lead to it. */
+  /** What stands between two texts; the same parts are the same object as long as they are remembered. */
+  connector(parts: readonly (string | LiteralText)[]): Connector {
+    const key = JSON.stringify(
+      parts.map((part) => (typeof part === "string" ? part : [part.text])),
+    );
+    let connector = this.#connectors.get(key);
+    if (connector === undefined) {
+      const cut = parts.findLastIndex((part) => part instanceof LiteralText);
+      const behind = parts.slice(cut + 1).join("");
+      const last = parts[cut];
+      connector = {
+        id: this.#connectorsMade++,
+        parts,
+        cuts: cut >= 0,
+        carry: last instanceof LiteralText ? (last.texts.at(-1) ?? "") + behind : "",
+      };
+      this.#connectors.set(key, connector);
+      this.#bytes += nodeBytes + 4 * key.length;
+    }
+    return connector;
+  }
+
+  /**
+   * Length and block hashes of a prompt. `bind` is called before texts are looked into, which only new prompts ask for.
+   */
+  read(
+    links: readonly Link[],
+    texts: readonly PromptText[],
+    chain: { readonly root: HashRoot; readonly blockSizeTokens: number; readonly bind: () => void },
+  ): HashedPrompt {
+    let node = this.#root(chain.root, chain.blockSizeTokens);
+    /** The last node with a state, and how many links lead to it. */
     let known = node;
     let covered = 0;
-    for (let i = 0; i < units.length; i++) {
-      const unit = units[i] as PromptText | Connector;
-      const next = node.next.find(unit instanceof PromptText ? unit.id : unit);
-      if (next === undefined) break;
-      node = next;
-      if (node.state !== undefined) {
-        state = node.state;
-        found.push(state.hashes);
+    const table = this.#table;
+    const states = this.#states;
+    for (let i = 0; i < links.length; i++) {
+      const link = links[i] as Link;
+      node = table.find(node, idOf(link, texts), link.connector.id);
+      if (node < 0) break;
+      if (states[node] !== undefined) {
         known = node;
         covered = i + 1;
       }
-      if (i === units.length - 1 && node.end !== undefined) {
-        found.push(node.end.hashes);
-        return { tokens: node.end.tokens, hashes: joined(found) };
-      }
     }
-    const tokens = this.#extend(known, state, units.slice(covered), { found, blockSizeTokens });
-    return { tokens, hashes: joined(found) };
+    const end = node < 0 ? undefined : this.#ends[node];
+    if (end !== undefined) return { tokens: end.tokens, hashes: hashesOf(end.blocks) };
+    chain.bind();
+    return this.#extend(known, links, texts, { covered, ...chain });
   }
 
-  #root(root: HashRoot, blockSizeTokens: number): PrefixNode {
-    if (this.#bytes > this.#bytesMax || this.#roots.size > rootsMax) {
-      this.#roots.clear();
-      this.#connectors = new Connector([]);
-      this.#bytes = 0;
-    }
+  #root(root: HashRoot, blockSizeTokens: number): number {
+    const bytes = this.#bytes + this.#table.bytes;
+    if (bytes > this.#bytesMax || this.#roots.size > rootsMax) this.#clear();
+    if (root === this.#lastRoot && blockSizeTokens === this.#lastBlockSize) return this.#lastNode;
     const key = `${root.lo} ${root.hi} ${blockSizeTokens}`;
     let node = this.#roots.get(key);
     if (node === undefined) {
-      node = new PrefixNode();
+      const start = { blocks: noBlocks(), tokens: 0, tail: new Uint32Array(0), carry: "" };
+      node = this.#node(start);
       this.#roots.set(key, node);
     }
+    this.#lastRoot = root;
+    this.#lastBlockSize = blockSizeTokens;
+    this.#lastNode = node;
     return node;
   }
 
-  /** Texts, and connectors between them. */
-  #units(parts: readonly Part[]): (PromptText | Connector)[] {
-    const units: (PromptText | Connector)[] = [];
-    const empty = this.#connectors;
-    let connector = empty;
-    for (const part of parts) {
-      if (part instanceof PromptText) {
-        if (connector !== empty) units.push(connector);
-        units.push(part);
-        connector = empty;
-        continue;
-      }
-      const next = connector.next.find(part);
-      if (next === undefined) {
-        this.#bytes += nodeBytes + 8 * connector.parts.length;
-        if (typeof part === "string") this.#bytes += 2 * part.length;
-        connector = connector.next.add(part, new Connector([...connector.parts, part]));
-      } else connector = next;
-    }
-    if (connector !== empty) units.push(connector);
-    return units;
+  #clear(): void {
+    this.#roots.clear();
+    this.#connectors.clear();
+    this.#table.clear();
+    this.#states = [];
+    this.#ends = [];
+    this.#lastRoot = undefined;
+    this.#bytes = 0;
   }
 
-  /** Tokenises and hashes `units` behind a node. Adds hashes to `found`; returns the prompt's length. */
+  #node(state: ChainState | undefined): number {
+    // No node is numbered 0.
+    if (this.#states.length === 0) {
+      this.#states.push(undefined);
+      this.#ends.push(undefined);
+    }
+    this.#ends.push(undefined);
+    this.#bytes += nodeBytes;
+    return this.#states.push(state) - 1;
+  }
+
+  /** Tokenises and hashes the links behind a node. */
   #extend(
-    first: PrefixNode,
-    before: ChainState,
-    units: readonly (PromptText | Connector)[],
-    to: { readonly found: Uint32Array[]; readonly blockSizeTokens: number },
-  ): number {
+    first: number,
+    links: readonly Link[],
+    texts: readonly PromptText[],
+    chain: {
+      readonly covered: number;
+      readonly root: HashRoot;
+      readonly blockSizeTokens: number;
+    },
+  ): HashedPrompt {
     let node = first;
-    let state = before;
+    let state = this.#states[first] as ChainState;
     this.#begin(state);
-    for (const unit of units) {
-      const key = unit instanceof PromptText ? unit.id : unit;
-      let next = node.next.find(key);
-      if (next === undefined) {
-        next = node.next.add(key, new PrefixNode());
-        this.#bytes += nodeBytes;
+    for (let i = chain.covered; i < links.length; i++) {
+      const link = links[i] as Link;
+      const { connector } = link;
+      const text = idOf(link, texts);
+      if (link.text >= 0) this.#piece.push(texts[link.text] as PromptText);
+      for (const part of connector.parts) {
+        if (typeof part === "string") this.#piece.push(part);
+        else this.#literal(part);
+      }
+      let next = this.#table.find(node, text, connector.id);
+      if (next < 0) {
+        next = this.#node(undefined);
+        this.#table.add(node, text, connector.id, next);
       }
       node = next;
-      if (unit instanceof PromptText) this.#piece.push(unit);
-      else if (this.#connect(unit)) {
-        // Behind an added token of a connector there are no texts.
-        const carry = this.#piece.filter((part) => typeof part === "string").join("");
-        state = this.#close(state, carry, to.blockSizeTokens);
-        node.state = state;
-        to.found.push(state.hashes);
-        this.#begin(state);
-      }
+      if (!connector.cuts) continue;
+      state = this.#close(state, connector.carry, chain);
+      this.#states[node] = state;
+      this.#begin(state);
     }
     this.#flush();
-    const end = this.#close(state, "", to.blockSizeTokens);
-    node.end = end;
-    to.found.push(end.hashes);
-    return end.tokens;
-  }
-
-  /** Takes a connector in; says whether it has an added token, behind which the piece at hand begins. */
-  #connect({ parts }: Connector): boolean {
-    let closed = false;
-    for (const part of parts) {
-      if (typeof part === "string") this.#piece.push(part);
-      else {
-        closed = true;
-        this.#literal(part);
-      }
-    }
-    return closed;
+    const end = this.#close(state, "", chain);
+    this.#ends[node] = end;
+    return { tokens: end.tokens, hashes: hashesOf(end.blocks) };
   }
 
   #begin({ tail, carry }: ChainState): void {
@@ -243,20 +223,22 @@ export class PromptChain {
     }
   }
 
-  #close(before: ChainState, carry: string, blockSizeTokens: number): ChainState {
+  #close(
+    before: ChainState,
+    carry: string,
+    chain: { readonly root: HashRoot; readonly blockSizeTokens: number },
+  ): ChainState {
+    const { root, blockSizeTokens } = chain;
     const ids = this.#ids.subarray(0, this.#count);
-    const hashes = hashBlocks(before, ids, blockSizeTokens);
-    const blocks = hashes.length / 2;
-    const tail = ids.slice(blocks * blockSizeTokens);
-    this.#bytes += stateBytes + 4 * (hashes.length + tail.length);
-    return {
-      tokens: before.tokens - before.tail.length + ids.length,
-      lo: blocks === 0 ? before.lo : (hashes[2 * blocks - 2] as number),
-      hi: blocks === 0 ? before.hi : (hashes[2 * blocks - 1] as number),
-      tail,
-      hashes,
-      carry,
-    };
+    const blocks = withBlocks(before.blocks, root, ids, {
+      blockSizeTokens,
+      grown: (bytes) => {
+        this.#bytes += bytes;
+      },
+    });
+    const tail = ids.slice((blocks.blocks - before.blocks.blocks) * blockSizeTokens);
+    this.#bytes += stateBytes + 4 * tail.length;
+    return { blocks, tokens: before.tokens - before.tail.length + ids.length, tail, carry };
   }
 
   #flush(): void {
@@ -281,16 +263,7 @@ export class PromptChain {
   }
 }
 
-const none = new Uint32Array(0);
-
-function joined(arrays: readonly Uint32Array[]): Uint32Array {
-  let length = 0;
-  for (const array of arrays) length += array.length;
-  const all = new Uint32Array(length);
-  let at = 0;
-  for (const array of arrays) {
-    all.set(array, at);
-    at += array.length;
-  }
-  return all;
+/** The number of a link's text; −1 for none. */
+function idOf({ text }: Link, texts: readonly PromptText[]): number {
+  return text < 0 ? -1 : (texts[text] as PromptText).id;
 }

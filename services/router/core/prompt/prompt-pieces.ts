@@ -1,4 +1,4 @@
-import { PromptText, type Part } from "./prompt-text.ts";
+import { PromptText, type PiecePart } from "./prompt-text.ts";
 import type { PromptTokenizer } from "./model-runtime.ts";
 
 /** Most variants of a piece that are remembered with one text. */
@@ -78,7 +78,7 @@ function characters(part: PromptText | string): string {
   return typeof part === "string" ? part : part.string();
 }
 
-function sameParts(left: readonly Part[], right: readonly Part[]): boolean {
+function sameParts(left: readonly PiecePart[], right: readonly PiecePart[]): boolean {
   if (left.length !== right.length) return false;
   for (let i = 0; i < left.length; i++) if (left[i] !== right[i]) return false;
   return true;

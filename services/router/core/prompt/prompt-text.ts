@@ -3,9 +3,12 @@ import { spelled, type BodyTexts, type ScannedText } from "../openai/scanned-bod
 
 const encoder = new TextEncoder();
 
+/** A text of a request, or what a template spells. */
+export type PiecePart = PromptText | string;
+
 /** Token ids of a piece of a prompt that no token reaches out of, by the parts it is made of. */
 export interface Piece {
-  readonly parts: readonly Part[];
+  readonly parts: readonly PiecePart[];
   readonly ids: Uint32Array;
 }
 
@@ -15,8 +18,21 @@ export interface TextAccount {
   grow(bytes: number): void;
 }
 
-/** Memory of a note beside what it says, bytes; an estimate. */
-const noteBytes = 120;
+/** Memory of an answer and of a text that is made of another, bytes; estimates. */
+const answerBytes = 16;
+const madeBytes = 300;
+
+/** What is found out about a text: a truth, a length, a text made of it, or several of these; null for too many. */
+export type TextAnswer = boolean | number | null | MadeText | readonly MadeText[];
+
+/** A text made of another, "" when nothing is left of it. */
+export type MadeText = PromptText | "";
+
+/** Something that templates ask of texts. The same question is the same object. */
+export interface TextQuestion {
+  readonly id: number;
+  readonly find: (text: PromptText) => TextAnswer;
+}
 
 /**
  * A text of a request, never empty, that templates handle without looking at its characters: the text itself or what a
@@ -30,8 +46,10 @@ export class PromptText {
   /** Makes the text, when it is made of others. */
   readonly #make: (() => string) | undefined;
   readonly #account: TextAccount;
-  /** What has been found out, by question and by what it is about. */
-  readonly #notes = new Map<string, Map<string, unknown>>();
+  /** What has been found out, by the numbers of questions. */
+  readonly #answers: (TextAnswer | undefined)[] = [];
+  /** Texts that begin with this one, by what follows. */
+  #joins: Map<string, PromptText> | undefined;
   /** Pieces that begin with this text, or whose first text it is. */
   readonly pieces: Piece[] = [];
   #texts: BodyTexts | undefined;
@@ -79,114 +97,25 @@ export class PromptText {
     return spelled(texts.bytes, at);
   }
 
-  /** Whether the text is `other`. */
-  equals(other: string): boolean {
-    return this.#note("equals", other, () => this.#equals(other));
+  /** What has been found out before; `undefined` for nothing. */
+  known(question: TextQuestion): TextAnswer | undefined {
+    return this.#answers[question.id];
   }
 
-  /** Whether the text begins with `start`. */
-  startsWith(start: string): boolean {
-    return this.#note("starts", start, () => this.#startsWith(start));
-  }
-
-  /** Whether the text ends with `end`. */
-  endsWith(end: string): boolean {
-    return this.#note("ends", end, () => this.#endsWith(end));
-  }
-
-  /** Whether `part` is somewhere in the text. */
-  includes(part: string): boolean {
-    return this.#note("holds", part, () => this.#mayHold(part) && this.string().includes(part));
-  }
-
-  /** Its length, UTF-16 units. */
-  get length(): number {
-    return this.#note("length", "", () => this.string().length);
-  }
-
-  /** The text without some characters, or white space, at its start, its end or both: see `strip`. */
-  stripped(ends: StrippedEnds, characters?: string): PromptText | "" {
-    return this.#note(characters === undefined ? spaceAt[ends] : ends, characters ?? "", () => {
-      if (!this.#mayStrip(ends, characters)) return this;
-      const text = this.string();
-      const make = (t: string): string => strip(t, ends, characters);
-      return this.#madeOf(text, make(text), make);
-    });
-  }
-
-  /** The text with `old`, which is not empty, replaced by `by`. */
-  replaced(old: string, by: string, replace: (text: string) => string): PromptText | "" {
-    return this.#note(`replace ${by}`, old, () => {
-      if (!this.#mayHold(old)) return this;
-      const text = this.string();
-      return this.#madeOf(text, replace(text), replace);
-    });
-  }
-
-  /** The texts between separators, which are not empty; null when there are too many to keep. */
-  split(separator: string): readonly (PromptText | "")[] | null {
-    return this.#note("split", separator, () => {
-      if (!this.#mayHold(separator)) return [this];
-      const text = this.string();
-      if (text.split(separator, partsMax + 1).length > partsMax) return null;
-      const cut = (t: string, i: number): string => t.split(separator)[i] ?? "";
-      return text.split(separator).map((part, i) => this.#madeOf(text, part, (t) => cut(t, i)));
-    });
-  }
-
-  /** The text that `make` makes of this one, remembered under its name. */
-  made(name: string, make: (text: string) => string): PromptText | "" {
-    return this.#note("made", name, () => {
-      const text = this.string();
-      return this.#madeOf(text, make(text), make);
-    });
-  }
-
-  /** This text followed by others (texts or ""), with `separator` between each two. */
-  joined(others: readonly (PromptText | "")[], separator: string): PromptText {
-    const ids = others.map((other) => (other === "" ? "" : String(other.id)));
-    return this.#note(`join ${separator}`, ids.join(), () => {
-      const texts = [this, ...others];
-      return new PromptText(this.#account, () =>
-        texts.map((text) => (text === "" ? "" : text.string())).join(separator),
-      );
-    });
-  }
-
-  /** Remembers the tokens of a piece that begins with this text. */
-  learn(piece: Piece): void {
-    this.pieces.push(piece);
-    this.#account.grow(noteBytes + 4 * piece.ids.length + 16 * piece.parts.length);
-  }
-
-  #madeOf(text: string, made: string, make: (text: string) => string): PromptText | "" {
-    if (made === text) return this;
-    return made === "" ? "" : new PromptText(this.#account, () => make(this.string()));
-  }
-
-  #note<T>(question: string, about: string, find: () => T): T {
-    let notes = this.#notes.get(question);
-    const known = notes?.get(about);
-    if (known !== undefined) return known as T;
-    const found = find();
-    if (notes === undefined) {
-      notes = new Map<string, unknown>();
-      this.#notes.set(question, notes);
-    }
-    notes.set(about, found);
-    this.#account.grow(noteBytes + question.length + about.length);
+  /** What is asked, found out once. */
+  answer(question: TextQuestion): TextAnswer {
+    const known = this.#answers[question.id];
+    if (known !== undefined) return known;
+    const found = question.find(this);
+    while (this.#answers.length <= question.id) this.#answers.push(undefined);
+    this.#answers[question.id] = found;
+    const made = typeof found === "object" ? madeBytes : 0;
+    this.#account.grow(answerBytes + made * (Array.isArray(found) ? found.length : 1));
     return found;
   }
 
-  /** Where it is spelled, with the spelled bytes of `text` to compare; undefined when only its characters tell. */
-  #literal(text: string): { bytes: Uint8Array; at: ScannedText; wanted: Uint8Array } | undefined {
-    const bytes = this.#texts?.bytes;
-    const at = this.#spelled;
-    if (bytes === undefined || at === undefined || !text.isWellFormed()) return undefined;
-    return { bytes, at, wanted: encoder.encode(text) };
-  }
-
-  #equals(other: string): boolean {
+  /** Whether the text is `other`. */
+  equals(other: string): boolean {
     const literal = this.#literal(other);
     if (literal !== undefined) {
       const { at, wanted } = literal;
@@ -197,7 +126,8 @@ export class PromptText {
     return this.string() === other;
   }
 
-  #startsWith(start: string): boolean {
+  /** Whether the text begins with `start`. */
+  startsWith(start: string): boolean {
     const literal = this.#literal(start);
     if (literal === undefined) return this.string().startsWith(start);
     const { bytes, at, wanted } = literal;
@@ -209,7 +139,8 @@ export class PromptText {
     return true;
   }
 
-  #endsWith(end: string): boolean {
+  /** Whether the text ends with `end`. */
+  endsWith(end: string): boolean {
     const literal = this.#literal(end);
     if (literal === undefined) return this.string().endsWith(end);
     const { bytes, at, wanted } = literal;
@@ -220,6 +151,71 @@ export class PromptText {
     }
     if (first < at.start) return false;
     return wanted.every((byte, i) => bytes[first + i] === byte);
+  }
+
+  /** Whether `part` is somewhere in the text. */
+  includes(part: string): boolean {
+    return this.#mayHold(part) && this.string().includes(part);
+  }
+
+  /** The text without some characters, or white space, at its start, its end or both: see `strip`. */
+  stripped(ends: StrippedEnds, characters?: string): MadeText {
+    if (!this.#mayStrip(ends, characters)) return this;
+    return this.made((text) => strip(text, ends, characters));
+  }
+
+  /** The text with `old`, which is not empty, replaced as `replace` does. */
+  replaced(old: string, replace: (text: string) => string): MadeText {
+    return this.#mayHold(old) ? this.made(replace) : this;
+  }
+
+  /** The texts between separators, which are not empty; null when there are too many to keep. */
+  split(separator: string): readonly MadeText[] | null {
+    if (!this.#mayHold(separator)) return [this];
+    const text = this.string();
+    if (text.split(separator, partsMax + 1).length > partsMax) return null;
+    const cut = (t: string, i: number): string => t.split(separator)[i] ?? "";
+    return text.split(separator).map((part, i) => this.#madeOf(text, part, (t) => cut(t, i)));
+  }
+
+  /** The text that `make` makes of this one. */
+  made(make: (text: string) => string): MadeText {
+    const text = this.string();
+    return this.#madeOf(text, make(text), make);
+  }
+
+  /** This text followed by others, with `separator` between each two. The same texts joined are the same one. */
+  joined(others: readonly MadeText[], separator: string): PromptText {
+    const key = others.map((other) => (other === "" ? "" : String(other.id))).join(separator);
+    const known = this.#joins?.get(key);
+    if (known !== undefined) return known;
+    const texts = [this, ...others];
+    const joined = new PromptText(this.#account, () =>
+      texts.map((text) => (text === "" ? "" : text.string())).join(separator),
+    );
+    this.#joins ??= new Map();
+    this.#joins.set(key, joined);
+    this.#account.grow(madeBytes + key.length);
+    return joined;
+  }
+
+  /** Remembers the tokens of a piece that begins with this text. */
+  learn(piece: Piece): void {
+    this.pieces.push(piece);
+    this.#account.grow(madeBytes + 4 * piece.ids.length + 16 * piece.parts.length);
+  }
+
+  #madeOf(text: string, made: string, make: (text: string) => string): MadeText {
+    if (made === text) return this;
+    return made === "" ? "" : new PromptText(this.#account, () => make(this.string()));
+  }
+
+  /** Where it is spelled, with the spelled bytes of `text` to compare; undefined when only its characters tell. */
+  #literal(text: string): { bytes: Uint8Array; at: ScannedText; wanted: Uint8Array } | undefined {
+    const bytes = this.#texts?.bytes;
+    const at = this.#spelled;
+    if (bytes === undefined || at === undefined || !text.isWellFormed()) return undefined;
+    return { bytes, at, wanted: encoder.encode(text) };
   }
 
   /** False when `part` is certainly nowhere in the text. */
@@ -254,8 +250,6 @@ export class PromptText {
   }
 }
 
-/** Names of the questions about white space. */
-const spaceAt = { strip: "strip space", lstrip: "lstrip space", rstrip: "rstrip space" } as const;
 /** Most texts that one is split into. */
 const partsMax = 64;
 /** How many bytes of an escape follow its backslash. */
@@ -266,30 +260,4 @@ const unicodeEscape = encoder.encode("\\u");
 function longestPlain(text: string): string {
   const runs = text.match(/[ !#-.0-[\]-~]+/g) ?? [];
   return runs.reduce((longest, run) => (run.length > longest.length ? run : longest), "");
-}
-
-/** A text that the template itself spells, cut at the added tokens in it. */
-export class LiteralText {
-  readonly text: string;
-  /** What lies between added tokens, and the tokens: a token follows every text but the last one. */
-  readonly texts: readonly string[];
-  readonly tokens: readonly number[];
-
-  constructor(text: string, texts: readonly string[], tokens: readonly number[]) {
-    this.text = text;
-    this.texts = texts;
-    this.tokens = tokens;
-  }
-}
-
-/** A part of a prompt: what the template spells, a text of the request, or anything else as it is. */
-export type Part = LiteralText | PromptText | string;
-
-/** Several parts in a row, as a value of a template. */
-export class Rope {
-  readonly parts: readonly Part[];
-
-  constructor(parts: readonly Part[]) {
-    this.parts = parts;
-  }
 }

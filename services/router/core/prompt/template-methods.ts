@@ -1,5 +1,6 @@
 import { strip, type StrippedEnds } from "../../../shared/core/chat-template-text.ts";
-import { PromptText, Rope } from "./prompt-text.ts";
+import { Rope } from "./rendered-parts.ts";
+import { TemplateText } from "./template-text.ts";
 import {
   giveUp,
   isEqual,
@@ -28,10 +29,10 @@ const textToText = new Map<string, (text: string) => string>([
   ["capitalize", (t) => t.charAt(0).toUpperCase() + t.slice(1)],
 ]);
 
-function applied(value: string | PromptText | Rope, name: string): Value {
+function applied(value: string | TemplateText | Rope, name: string): Value {
   const make = textToText.get(name);
   if (make === undefined) return giveUp();
-  return value instanceof PromptText ? value.made(name, make) : make(plainText(value));
+  return value instanceof TemplateText ? value.made(name, make) : make(plainText(value));
 }
 
 /** What `strip`, `lstrip`, `rstrip` and `trim` give (see `callStripHelpers`). */
@@ -40,27 +41,27 @@ export function stripped(value: Value, ends: StrippedEnds, characters: Value): V
   if (typeof characters !== "string" && characters !== undefined && characters !== null) {
     return giveUp();
   }
-  return value instanceof PromptText
+  return value instanceof TemplateText
     ? value.stripped(ends, characters ?? undefined)
     : strip(plainText(value), ends, characters ?? undefined);
 }
 
-function startsOrEnds(value: string | PromptText | Rope, name: string, args: readonly Value[]) {
+function startsOrEnds(value: string | TemplateText | Rope, name: string, args: readonly Value[]) {
   const [wanted] = args;
   if (args.length !== 1 || typeof wanted !== "string") return giveUp();
-  const text = value instanceof PromptText ? value : plainText(value);
+  const text = value instanceof TemplateText ? value : plainText(value);
   return name === "startswith" ? text.startsWith(wanted) : text.endsWith(wanted);
 }
 
-function split(value: string | PromptText | Rope, args: readonly Value[]): Value {
+function split(value: string | TemplateText | Rope, args: readonly Value[]): Value {
   const [separator] = args;
   if (args.length !== 1 || typeof separator !== "string" || separator === "") return giveUp();
-  return value instanceof PromptText
+  return value instanceof TemplateText
     ? (value.split(separator) ?? giveUp())
     : plainText(value).split(separator);
 }
 
-function replaced(value: string | PromptText | Rope, args: readonly Value[]): Value {
+function replaced(value: string | TemplateText | Rope, args: readonly Value[]): Value {
   const [old, by] = args;
   if (args.length !== 2 || typeof old !== "string" || typeof by !== "string" || old === "") {
     return giveUp();
@@ -68,7 +69,9 @@ function replaced(value: string | PromptText | Rope, args: readonly Value[]): Va
   // By whole characters, so that half a surrogate pair is not found inside one.
   const pattern = new RegExp(old.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gu");
   const replace = (text: string): string => text.replaceAll(pattern, () => by);
-  return value instanceof PromptText ? value.replaced(old, by, replace) : replace(plainText(value));
+  return value instanceof TemplateText
+    ? value.replaced(old, by, replace)
+    : replace(plainText(value));
 }
 
 /** `value.name(args)`. */
@@ -143,7 +146,7 @@ export function memberOf(value: Value, name: string): Value {
 
 /** The filter `length`. */
 export function lengthOf(value: Value): number {
-  if (value instanceof PromptText) return value.length;
+  if (value instanceof TemplateText) return value.length;
   if (typeof value === "string" || value instanceof Rope) return plainText(value).length;
   if (isList(value)) return value.length;
   return isPlain(value) ? Object.keys(value).length : giveUp();
@@ -316,6 +319,6 @@ function indented(value: Value, step: string, line: string): string {
 }
 
 /** What a value looks like where it is printed; nothing for none. */
-export function printed(value: Value): string | PromptText | Rope {
+export function printed(value: Value): string | TemplateText | Rope {
   return value === undefined || value === null ? "" : textOf(value);
 }

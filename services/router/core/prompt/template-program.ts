@@ -1,5 +1,6 @@
 import { strippedEndsOf } from "../../../shared/core/chat-template.ts";
-import { Rope, type LiteralText, type Part, type PromptText } from "./prompt-text.ts";
+import { Rope, type LiteralText, type Part } from "./rendered-parts.ts";
+import type { TemplateText } from "./template-text.ts";
 import {
   applyFilter,
   applyFilterCall,
@@ -349,7 +350,7 @@ export class TemplateProgram {
     };
   }
 
-  #print(text: string | PromptText | Rope, out: Part[]): void {
+  #print(text: string | TemplateText | Rope, out: Part[]): void {
     if (text instanceof Rope) for (const part of text.parts) out.push(part);
     else if (text !== "") out.push(typeof text === "string" ? this.#literalOf(text) : text);
   }

@@ -1,4 +1,5 @@
-import { LiteralText, PromptText, Rope, type Part } from "./prompt-text.ts";
+import { LiteralText, Rope, type Part } from "./rendered-parts.ts";
+import { TemplateText } from "./template-text.ts";
 
 /**
  * Thrown when a template does something that is not done here. The template library then renders the whole prompt, or says
@@ -71,7 +72,7 @@ export type Value =
   | boolean
   | number
   | string
-  | PromptText
+  | TemplateText
   | Rope
   | readonly Value[]
   | ValueObject
@@ -90,7 +91,7 @@ export function isPlain(value: Value): value is ValueObject {
     typeof value === "object" &&
     value !== null &&
     !Array.isArray(value) &&
-    !(value instanceof PromptText) &&
+    !(value instanceof TemplateText) &&
     !(value instanceof Rope) &&
     !(value instanceof Namespace) &&
     !(value instanceof LoopState) &&
@@ -104,8 +105,8 @@ export function isList(value: Value): value is readonly Value[] {
 }
 
 /** Whether a value is any kind of text. */
-export function isText(value: Value): value is string | PromptText | Rope {
-  return typeof value === "string" || value instanceof PromptText || value instanceof Rope;
+export function isText(value: Value): value is string | TemplateText | Rope {
+  return typeof value === "string" || value instanceof TemplateText || value instanceof Rope;
 }
 
 /** Python's idea of truth, as the template library has it. */
@@ -139,17 +140,17 @@ function primitive(value: Value): value is string | number | boolean | null | un
 export function isEqual(left: Value, right: Value): boolean {
   if (primitive(left) && primitive(right)) return left == right;
   if (left === null || left === undefined || right === null || right === undefined) return false;
-  if (left instanceof PromptText && typeof right === "string") return equalsText(left, right);
-  if (right instanceof PromptText && typeof left === "string") return equalsText(right, left);
+  if (left instanceof TemplateText && typeof right === "string") return equalsText(left, right);
+  if (right instanceof TemplateText && typeof left === "string") return equalsText(right, left);
   return giveUp();
 }
 
-function equalsText(text: PromptText, other: string): boolean {
+function equalsText(text: TemplateText, other: string): boolean {
   return other !== "" && text.equals(other);
 }
 
 /** The text of a value where it is printed or joined to a text. */
-export function textOf(value: Value): string | PromptText | Rope {
+export function textOf(value: Value): string | TemplateText | Rope {
   if (isText(value)) return value;
   if (typeof value === "number" || typeof value === "boolean") return String(value);
   return giveUp();
@@ -167,11 +168,11 @@ export function joined(left: Part | Rope, right: Part | Rope): string | Rope {
 }
 
 /** A rope as the simplest value that it is. */
-export function simplest(parts: readonly Part[]): string | PromptText | Rope {
+export function simplest(parts: readonly Part[]): string | TemplateText | Rope {
   const [first] = parts;
   if (first === undefined) return "";
   if (parts.length === 1 && !(first instanceof LiteralText)) return first;
-  if (parts.some((part) => part instanceof PromptText)) return new Rope(parts);
+  if (parts.some((part) => part instanceof TemplateText)) return new Rope(parts);
   const text = parts.map(characters).join("");
   return parts.some((part) => part instanceof LiteralText && part.tokens.length > 0)
     ? new Rope(parts)
@@ -179,7 +180,7 @@ export function simplest(parts: readonly Part[]): string | PromptText | Rope {
 }
 
 function characters(part: Part): string {
-  if (part instanceof PromptText) return giveUp();
+  if (part instanceof TemplateText) return giveUp();
   return part instanceof LiteralText ? part.text : part;
 }
 
@@ -201,7 +202,7 @@ export function isIn(left: Value, right: Value): boolean {
     });
   }
   if (left instanceof Rope || typeof left !== "string") return giveUp();
-  if (right instanceof PromptText) {
+  if (right instanceof TemplateText) {
     return left === "" || right.includes(left);
   }
   if (typeof right === "string" || right instanceof Rope) return plainText(right).includes(left);

@@ -1,5 +1,5 @@
 import type { AddedToken } from "./model-runtime.ts";
-import { LiteralText } from "./prompt-text.ts";
+import { LiteralText } from "./rendered-parts.ts";
 
 /**
  * Where a prompt may be cut so that its pieces have the tokens that they have in the whole. Added tokens are found from left to
