@@ -1,10 +1,11 @@
-import { readFileSync } from "node:fs";
 import { connect } from "node:net";
 import { afterEach, beforeAll, describe, expect, test } from "vitest";
 import { loadEngineModel, type EngineModel } from "../../services/simulator/edge/engine-process.ts";
 import {
+  pdFixture,
   prefillParams,
   promptOf,
+  shapeOf,
   startPairEngine,
   stopPairEngines,
   until,
@@ -49,15 +50,6 @@ async function handOver(p: Engine, d: Engine, body: Json) {
   return { first: first.json, params, second };
 }
 
-/** Keys in order and kinds of values, arrays by their first element. */
-function shape(value: unknown): unknown {
-  if (Array.isArray(value)) return value.length === 0 ? [] : [shape(value[0])];
-  if (typeof value === "object" && value !== null) {
-    return Object.entries(value).map(([key, inner]) => [key, shape(inner)]);
-  }
-  return value === null ? "null" : typeof value;
-}
-
 describe("a prefill here and a decode there", () => {
   test("gives the tokens of a whole run, moves the prompt's bytes and computes one token", async () => {
     const [p, d, whole] = [
@@ -84,9 +76,7 @@ describe("a prefill here and a decode there", () => {
   });
 
   test("answers in the recorded shapes", async () => {
-    const recorded = JSON.parse(
-      readFileSync(new URL("../fixtures/pd/vllm-0.32.0-pd-dance.json", import.meta.url), "utf8"),
-    ) as { nixl_cold: Record<string, Json> };
+    const recorded = pdFixture("vllm-0.32.0-pd-dance.json");
     const [p, d] = [await startPairEngine(model), await startPairEngine(model)];
     const body = { ...base(promptOf(200, 2)), return_token_ids: false };
     const { first, second } = await handOver(p, d, body);
@@ -94,9 +84,9 @@ describe("a prefill here and a decode there", () => {
       [first, "prefill_response"],
       [second.json, "decode_response"],
     ] as const) {
-      const real = recorded.nixl_cold[name]!;
+      const real = recorded["nixl_cold"]![name] as Json;
       for (const field of ["choices", "usage", "kv_transfer_params"]) {
-        expect([field, shape(answer[field])]).toEqual([field, shape(real[field])]);
+        expect([field, shapeOf(answer[field])]).toEqual([field, shapeOf(real[field])]);
       }
     }
   });

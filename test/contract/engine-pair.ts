@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { pino } from "pino";
 import { realClock } from "../../services/shared/edge/clock.ts";
 import type { SpanOptions, Tracing } from "../../services/shared/edge/tracing.ts";
@@ -145,6 +146,21 @@ export async function until(check: () => Promise<boolean>, msMax: number): Promi
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
   return performance.now() - from;
+}
+
+/** A file of `test/fixtures/pd`. */
+export function pdFixture(name: string): Readonly<Record<string, Json>> {
+  const url = new URL(`../fixtures/pd/${name}`, import.meta.url);
+  return JSON.parse(readFileSync(url, "utf8")) as Readonly<Record<string, Json>>;
+}
+
+/** Keys in order and kinds of values, arrays by their first element. */
+export function shapeOf(value: unknown): unknown {
+  if (Array.isArray(value)) return value.length === 0 ? [] : [shapeOf(value[0])];
+  if (typeof value === "object" && value !== null) {
+    return Object.entries(value).map(([key, inner]) => [key, shapeOf(inner)]);
+  }
+  return value === null ? "null" : typeof value;
 }
 
 /** What vLLM's prefill leg carries. */

@@ -48,6 +48,8 @@ export interface CompletionOptions {
   readonly endToken: number;
   /** See `AnswerHead.flatErrors`. */
   readonly flatErrors: boolean;
+  /** Body field that names a request. */
+  readonly idField: string;
 }
 
 /** KV transfer as the service sees it. */
@@ -161,6 +163,7 @@ export class CompletionService implements LoadListener {
       served: this.#options.served,
       chat,
       sessionHeader: header(request, "x-session-id"),
+      idField: this.#options.idField,
     });
     checkRank(header(request, "x-data-parallel-rank"));
     const role = this.#parts.transfer?.protocol.read(json, bytes) ?? whole;

@@ -26,6 +26,7 @@ import { garbageFrames, parseFault, type Fault } from "./faults.ts";
 import { HttpSurface, type SurfaceRoutes } from "./http-surface.ts";
 import { encodeEventBatch } from "./kv-event-encoding.ts";
 import { KvEventPublisher } from "./kv-event-publisher.ts";
+import { flavourRoutes } from "./kv/flavour-routes.ts";
 import { createTransfer, type EngineTransfer } from "./kv/engine-transfer.ts";
 import { createPromptTokens } from "./prompt-tokens.ts";
 import { flag, parseJson, text, tokenList, whole, type JsonObject } from "./request-body.ts";
@@ -204,6 +205,7 @@ export async function startEngine(
       fingerprint,
       endToken,
       flatErrors: config.flavour !== "vllm",
+      idField: config.flavour === "sglang" ? "rid" : "request_id",
     },
     {
       driver,
@@ -389,7 +391,30 @@ export async function startEngine(
     };
   }
 
-  Object.assign(routes, transfer?.routes(service) ?? {});
+  const flavoured = flavourRoutes({
+    config,
+    contextTokensMax,
+    capacityBlocks,
+    imitatedVersion,
+    stats: () => core.stats(),
+    ports: () => transfer?.ports ?? { kv: 0, bootstrap: 0 },
+    rooms: () => transfer?.connector.openRooms ?? 0,
+    wallUnixMs: () => Math.floor(clock.wallUnixUs() / 1_000),
+    eventSource: () =>
+      publisher === undefined
+        ? null
+        : {
+            publisher: "zmq",
+            endpoint_host: config.host,
+            endpoint_port_base: publisher.port,
+            topic: config.events.topic,
+            block_size: blockSizeTokens,
+            dp_size: 1,
+          },
+    abort: (requestId) => service.abortRequests(requestId),
+    flush: () => core.resetPrefixCache(),
+  });
+  Object.assign(routes, flavoured);
   const surface = new HttpSurface({
     routes,
     bodyBytesMax: config.bodyBytesMax,

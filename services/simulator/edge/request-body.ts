@@ -49,7 +49,13 @@ const utf8 = new TextDecoder("utf-8", { fatal: true });
 /** Reads what the endpoints share. `chat` also takes `max_completion_tokens`. */
 export function parseSampling(
   body: JsonObject,
-  options: { served: readonly string[]; chat: boolean; sessionHeader: string | undefined },
+  options: {
+    served: readonly string[];
+    chat: boolean;
+    sessionHeader: string | undefined;
+    /** Field that names the request: `request_id`, in SGLang `rid`. */
+    idField: string;
+  },
 ): SamplingBody {
   const model = text(body, "model") ?? options.served[0] ?? "";
   if (!options.served.includes(model)) throw modelNotFound(model, options.served);
@@ -95,7 +101,7 @@ export function parseSampling(
     topP: number(body, "top_p") ?? 1,
     returnTokenIds: flag(body, "return_token_ids"),
     cacheSalt: text(body, "cache_salt"),
-    requestId: text(body, "request_id"),
+    requestId: text(body, options.idField),
     sessionId: text(body, "session_id") ?? options.sessionHeader,
   };
 }

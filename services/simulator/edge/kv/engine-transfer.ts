@@ -5,14 +5,15 @@ import type { EngineConfig } from "../../config.ts";
 import type { BlockContents } from "../../core/kv-transfer/block-contents.ts";
 import { layoutFingerprint } from "../../core/kv-transfer/layout.ts";
 import type { LinkShape } from "../../core/kv-transfer/link-shaper.ts";
-import type { CompletionService } from "../completions.ts";
 import type { EngineDriver } from "../engine-driver.ts";
 
 import type { Fault } from "../faults.ts";
-import type { SurfaceRoutes } from "../http-surface.ts";
+import { BootstrapClient, BootstrapServer } from "./bootstrap.ts";
 import { KvConnector, type LoadListener, type PullRecord } from "./kv-connector.ts";
 import type { KvState } from "./kv-metrics.ts";
 import type { TransferProtocol } from "./transfer-role.ts";
+import { sglangTransfer } from "./sglang-transfer.ts";
+import { tensorrtTransfer } from "./tensorrt-transfer.ts";
 import { vllmTransfer } from "./vllm-transfer.ts";
 
 type KvFault = Extract<Fault, { kind: `kv_${string}` }>;
@@ -24,8 +25,6 @@ export interface EngineTransfer {
   /** After `listen`; 0 for what is not there. */
   readonly ports: { readonly kv: number; readonly bootstrap: number };
   listen(): Promise<void>;
-  /** Routes of the flavour that the engine serves besides completions. */
-  routes(service: CompletionService): SurfaceRoutes;
   state(): KvState;
   applyFault(fault: KvFault): void;
   close(): void;
@@ -72,16 +71,39 @@ export function createTransfer(
   );
   const ports = { kv: 0, bootstrap: 0 };
   const host = kv.advertisedHost === "" ? config.host : kv.advertisedHost;
-  const protocol = vllmTransfer({ engineId, address: () => ({ host, port: ports.kv }) });
+  const address = () => ({ host, port: ports.kv });
+  const layout = { pageSize: blockSizeTokens, kvCacheDtype: "auto" };
+  const protocolOf = (): TransferProtocol => {
+    switch (flavour) {
+      case "vllm":
+        return vllmTransfer({ engineId, address });
+      case "sglang": {
+        const client = new BootstrapClient({
+          layout,
+          clock: parts.clock,
+          waitMsMax: kv.handshakeTimeoutMs,
+        });
+        return sglangTransfer({ role: config.role, lookUp: (at) => client.lookUp(at) });
+      }
+      case "tensorrt-llm":
+        return tensorrtTransfer({ address, isHeld: (key) => connector.holds(key) });
+    }
+  };
+  const protocol = protocolOf();
+  const isBootstrap = flavour === "sglang" && config.role === "prefill";
+  const bootstrap = isBootstrap ? new BootstrapServer(layout) : undefined;
   const { server } = connector;
   return {
     connector,
     protocol,
     ports,
     async listen() {
+      if (bootstrap !== undefined) {
+        ports.bootstrap = await bootstrap.listen(config.host, kv.bootstrapPort);
+      }
       ports.kv = await server.listen(config.host, kv.port);
+      bootstrap?.register(address());
     },
-    routes: () => ({}),
     state: () => ({
       counts: connector.counts,
       servedBytes: server.sentBytes,
@@ -110,6 +132,7 @@ export function createTransfer(
       }
     },
     close() {
+      bootstrap?.close();
       connector.close();
     },
   };

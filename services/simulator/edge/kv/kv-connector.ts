@@ -64,6 +64,8 @@ interface Expected {
   readonly leg: DecodeLeg;
   readonly address: Promise<PeerAddress>;
   pull: Pull | undefined;
+  /** The pull ended early, which tells the other side of its room. */
+  isPullAborted: boolean;
   isOver: boolean;
 }
 
@@ -158,6 +160,11 @@ export class KvConnector {
     });
   }
 
+  /** Whether a hand-off of this key is held. */
+  holds(key: string): boolean {
+    return this.#handoffs.get(key) !== undefined;
+  }
+
   get heldHandoffs(): number {
     return this.#handoffs.held;
   }
@@ -244,7 +251,13 @@ export class KvConnector {
   /** A request whose prompt will be loaded was accepted: its lease is kept alive from now on. */
   expect(requestId: string, leg: DecodeLeg): void {
     const address = leg.address();
-    const expected: Expected = { leg, address, pull: undefined, isOver: false };
+    const expected: Expected = {
+      leg,
+      address,
+      pull: undefined,
+      isPullAborted: false,
+      isOver: false,
+    };
     this.#expected.set(requestId, expected);
     address.then(
       (found) => {
@@ -274,6 +287,7 @@ export class KvConnector {
     this.#expected.delete(requestId);
     expected.isOver = true;
     expected.pull?.abort();
+    expected.isPullAborted = expected.pull !== undefined;
     this.#notify(expected, "aborted");
   }
 
@@ -316,6 +330,7 @@ export class KvConnector {
     });
     const outcome = await expected.pull.outcome;
     this.#countPull(outcome);
+    expected.isPullAborted = outcome.failure !== undefined;
     if (this.#expected.get(requestId) !== expected) return;
     this.#loadEnded(requestId, expected, load, outcome, outcome.failure);
   }
@@ -360,8 +375,10 @@ export class KvConnector {
     }
     this.#expected.delete(requestId);
     expected.isOver = true;
-    this.#notify(expected, isWhole ? "pulled" : "aborted");
     const { leg } = expected;
+    // In a room the prefill leg has done its part when the transfer came to its end, whatever arrived damaged.
+    const isDone = isWhole || (leg.mode === "room" && failure === undefined);
+    this.#notify(expected, isDone ? "pulled" : "aborted");
     const firstTokens = leg.firstTokens ?? outcome?.end?.tokens;
     const result: KvLoadResult = {
       goodBlocks,
@@ -381,8 +398,7 @@ export class KvConnector {
 
   #notify(expected: Expected, outcome: "pulled" | "aborted"): void {
     const { leg } = expected;
-    // A room whose pull was given up has been told by that.
-    if (leg.mode === "room" && outcome === "aborted" && expected.pull !== undefined) return;
+    if (leg.mode === "room" && expected.isPullAborted) return;
     expected.address.then(
       (address) => {
         this.#peers.done(address, leg.key, outcome);

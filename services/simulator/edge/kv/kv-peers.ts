@@ -248,9 +248,8 @@ class Peer {
 
   abort(pull: ActivePull, reason: string): void {
     if (this.#pulls.get(pull.id) !== pull) return;
-    if (this.#state === "ready") {
-      this.#socket?.write(encodeFrame({ kind: "abort", id: pull.id, reason }));
-    }
+    // Behind the order itself, which may still wait for the connection.
+    this.send(encodeFrame({ kind: "abort", id: pull.id, reason }), () => undefined);
     this.#end(pull, reason);
   }
 
