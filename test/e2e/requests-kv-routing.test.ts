@@ -160,6 +160,7 @@ async function matchedBlocks(prompt: string): Promise<ReadonlyMap<string, number
         prompt: { $case: "body", value: { path: "/v1/completions", json } },
         subset: [],
         dryRun: true,
+        excludedWorkerIds: [],
       },
       (error, response) => {
         if (error === null) resolve(response);

@@ -74,9 +74,10 @@ export async function startScriptedEngine(
   const seen: SeenRequest[] = [];
   const handoffs = new Set<string>();
   let handoffCount = 0;
+  let address = "";
   const engine: ScriptedEngine = {
     get address() {
-      return `127.0.0.1:${String((server.address() as AddressInfo).port)}`;
+      return address;
     },
     seen,
     faults: options.faults ?? {},
@@ -293,5 +294,6 @@ export async function startScriptedEngine(
     });
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  address = `127.0.0.1:${String((server.address() as AddressInfo).port)}`;
   return engine;
 }

@@ -24,14 +24,3 @@ export type PlaceAnswer =
 export interface Placer {
   place(ask: PlaceAsk): Promise<PlaceAnswer>;
 }
-
-/** For a relay that has no router to ask. */
-export const noPlacer: Placer = {
-  place: () =>
-    Promise.resolve({
-      kind: "refused",
-      outcome: "no_router",
-      code: "worker_lost",
-      message: "the engine was lost, and no router is there to place the request again",
-    }),
-};

@@ -24,8 +24,11 @@ import { EnginePools } from "./engine-pools.ts";
 import { admit, Exchange, sendError } from "./exchange.ts";
 import { startH2Server } from "./h2-server.ts";
 import { startHttp1Server, type ClientServer, type RequestTaker } from "./http1-server.ts";
-import { noPlacer, type Placer } from "./placer.ts";
+import type { Placer } from "./placer.ts";
 import type { RelayParts } from "./relay-parts.ts";
+import { RouterLinks } from "./router-links.ts";
+import { RouterPlacer } from "./router-placer.ts";
+import type { RelayFacts } from "./attach-wire.ts";
 
 /** How often deadlines are looked at, ms. */
 const tickMs = 50;
@@ -80,24 +83,48 @@ class Relay implements RunningRelay, RequestTaker {
   readonly #registry: ReturnType<typeof createMetrics>["registry"];
   readonly #memory: BodyMemory;
   readonly #open = new Set<Exchange>();
+  readonly #links: RouterLinks;
+  readonly #placer: RouterPlacer;
+  readonly #epoch: number;
   readonly #health = new GrpcHealth();
   #http1: ClientServer | undefined;
   #h2: { readonly server: H2GrpcServer; readonly port: number } | undefined;
   #operations: HttpServer | undefined;
   #ticker: NodeJS.Timeout | undefined;
   #isDraining = false;
+  #utilisation = performance.eventLoopUtilization();
   #onEmpty: (() => void) | undefined;
 
   constructor(config: RelayConfig, dependencies: RelayDependencies) {
     const { log, clock, random } = dependencies;
     this.#config = config;
     const keys = loadKeys(config.keysFile);
+    const [joinKey] = keys.join;
+    if (joinKey === undefined) throw new MeshError("invalid_request", "mesh.keys has no join key");
+    this.#epoch = Math.round(clock.wallUnixUs() / 1_000);
     const { registry, metrics } = createMetrics(relayMetrics);
     this.#registry = registry;
     const { engines, limits, deadlines } = config;
     this.#memory = new BodyMemory(limits.bodyBytesMax, limits.bodyMemoryBytesMax);
     // The scanner's hash is not used, so that its key need not be secret, nor texts be copied for it.
     const json = new JsonScanner(new Int32Array(8), 0);
+    const topology = new LiveTopology();
+    this.#links = new RouterLinks({
+      ...config.routers,
+      dns: config.routers.dns,
+      joinKey,
+      topology,
+      facts: () => this.#facts(),
+      onDrain: (order) => {
+        this.#drainOrder(order.workerId, order.reason);
+      },
+      onKeep: () => undefined,
+      random: random.fork("routers"),
+      clock,
+      log,
+      metrics,
+    });
+    this.#placer = new RouterPlacer(() => this.#links.targets());
     this.#parts = {
       config,
       log,
@@ -113,10 +140,11 @@ class Relay implements RunningRelay, RequestTaker {
         legsMax: engines.legsMax,
         connectMs: deadlines.connectMs,
       }),
-      topology: new LiveTopology(),
+      topology,
       handoffs: new HandoffBook(engines.handoffTokensMax, engines.handoffLeaseMs),
-      placer: dependencies.placer ?? noPlacer,
+      placer: dependencies.placer ?? this.#placer,
       notify: (notice) => {
+        this.#links.notify(notice);
         dependencies.onNotice?.(notice);
       },
     };
@@ -172,6 +200,7 @@ class Relay implements RunningRelay, RequestTaker {
     this.#ticker = setInterval(() => {
       this.#tick();
     }, tickMs);
+    this.#links.start();
   }
 
   take(request: ClientRequest, answer: ClientAnswer): void {
@@ -224,6 +253,7 @@ class Relay implements RunningRelay, RequestTaker {
     this.#isDraining = true;
     this.#http1?.stopListening();
     this.#setServing(false);
+    this.#links.pump();
     log.info({ event: "draining", reason, open: this.#open.size }, "draining");
     if (this.#open.size > 0) {
       const empty = new Promise<void>((resolve) => {
@@ -233,6 +263,8 @@ class Relay implements RunningRelay, RequestTaker {
     }
     for (const exchange of [...this.#open]) exchange.onGone();
     clearInterval(this.#ticker);
+    await this.#links.stop(reason);
+    this.#placer.close();
     this.#health.endWatches();
     await Promise.all([
       this.#http1?.close(),
@@ -261,6 +293,39 @@ class Relay implements RunningRelay, RequestTaker {
     }
   }
 
+  #facts(): RelayFacts {
+    const { instance, host, advertise, limits } = this.#config;
+    const at = advertise ?? host;
+    const address = at.includes(":") ? `[${at}]` : at;
+    const utilisation = performance.eventLoopUtilization();
+    const busy = performance.eventLoopUtilization(utilisation, this.#utilisation);
+    if (busy.idle + busy.active > 1_000) this.#utilisation = utilisation;
+    return {
+      instance,
+      epoch: this.#epoch,
+      h2Address: `${address}:${String(this.h2Port)}`,
+      httpAddress: `${address}:${String(this.httpPort)}`,
+      streamsMax: limits.requestsMax,
+      load: {
+        openRequests: this.#open.size,
+        guardedStreams: 0,
+        busyRatio: busy.utilization,
+        bufferedBytes: this.#memory.bytes,
+        draining: this.#isDraining,
+      },
+    };
+  }
+
+  /** A router wants streams off an engine, or this relay out of the way. */
+  #drainOrder(workerId: string, reason: string): void {
+    const { log } = this.#parts;
+    log.info({ event: "drain_ordered", worker: workerId, reason }, "a router orders a drain");
+    if (workerId !== "") return;
+    this.#isDraining = true;
+    this.#setServing(false);
+    this.#links.pump();
+  }
+
   #over(exchange: Exchange): void {
     this.#open.delete(exchange);
     if (this.#open.size === 0) this.#onEmpty?.();
@@ -275,6 +340,10 @@ class Relay implements RunningRelay, RequestTaker {
 
   #observe(): void {
     const { metrics, pools, handoffs } = this.#parts;
+    for (const [state, count] of Object.entries(this.#links.counts())) {
+      metrics.routers.set({ state }, count);
+    }
+    metrics.noticesDropped.inc(this.#links.takeDropped());
     metrics.openRequests.set(this.#open.size);
     metrics.openLegs.set(pools.legCount);
     metrics.handoffTokens.set(handoffs.tokens);
