@@ -82,7 +82,10 @@ export class ChatReader {
     const cuts = new TokenCuts(options.addedTokens);
     const texts = [bos, eos, pad, unk].filter((text) => text !== undefined);
     this.#program = new TemplateProgram(options.syntax, (text) => cuts.cut(text), texts);
-    this.#chain = new PromptChain(options.tokenizer, { bytesMax: options.chainBytesMax });
+    this.#chain = new PromptChain(options.tokenizer, {
+      bytesMax: options.chainBytesMax,
+      tokens: options.cache.tokens,
+    });
     const named = { bos_token: bos, eos_token: eos, pad_token: pad, unk_token: unk };
     const given = Object.entries(named).filter(([, text]) => text !== undefined);
     this.#program.setConstants(Object.fromEntries(given), templateFunctions);

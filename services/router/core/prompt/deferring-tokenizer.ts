@@ -51,13 +51,24 @@ export class DeferringTokenizer implements PromptTokenizer {
   }
 
   encode(text: string | Uint8Array): Uint32Array {
+    return this.#encode(text, (inline) => inline.encode(text));
+  }
+
+  encodeScratch(text: Uint8Array): Uint32Array {
+    return this.#encode(text, (inline) => inline.encodeScratch?.(text) ?? inline.encode(text));
+  }
+
+  #encode(
+    text: string | Uint8Array,
+    encode: (inline: PromptTokenizer) => Uint32Array,
+  ): Uint32Array {
     if (text.length === 0) return new Uint32Array(0);
     const left = this.#costMax - this.#cost;
     if (this.#inline !== undefined && left > 0) {
       const cost = encodingCost(text, left);
       if (cost <= left) {
         this.#cost += cost;
-        return this.#inline.encode(text);
+        return encode(this.#inline);
       }
     }
     // A copy: the caller's bytes lie in memory that is used again.

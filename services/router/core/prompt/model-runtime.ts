@@ -10,6 +10,8 @@ export interface AddedToken {
 /** Turns text into token ids exactly as the engine does. */
 export interface PromptTokenizer {
   encode(text: string | Uint8Array, options?: { readonly special?: boolean }): Uint32Array;
+  /** As `encode`, in memory that is used again with the next call. */
+  encodeScratch?(text: Uint8Array): Uint32Array;
   /**
    * The tokens that are looked for in a text before anything else, if it says which: text between two of them is
    * tokenised by itself.

@@ -1,40 +1,10 @@
-import type { ScannedText, ScannedValue } from "../openai/scanned-body.ts";
-import { PromptText, type TextAccount } from "./prompt-text.ts";
+import type { ScannedText } from "../openai/scanned-body.ts";
+import { PromptText, type TextKeeper } from "./prompt-text.ts";
+import { SeenTable, type Hashed } from "./seen-table.ts";
+import { TokenRing } from "./token-ring.ts";
 
 /** Memory of an entry beside what it holds, bytes; an estimate. */
-const entryBytes = 400;
-
-/** A text or value that has been seen, in a list from the one used last to the one used longest ago. */
-class CacheEntry implements TextAccount {
-  readonly cache: PromptCache;
-  readonly key: number;
-  readonly hi: number;
-  readonly check: number;
-  readonly size: number;
-  readonly domain: number;
-  cost = entryBytes;
-  newer: CacheEntry | undefined;
-  older: CacheEntry | undefined;
-  held = true;
-  text: PromptText | undefined;
-  value: unknown;
-
-  constructor(cache: PromptCache, key: number, of: Hashed, domain: number) {
-    this.cache = cache;
-    this.key = key;
-    this.hi = of.hi;
-    this.check = of.check;
-    this.size = of.end - of.start;
-    this.domain = domain;
-  }
-
-  grow(bytes: number): void {
-    this.cost += bytes;
-    if (this.held) this.cache.grown(bytes);
-  }
-}
-
-type Hashed = ScannedText | ScannedValue;
+const entryBytes = 280;
 
 /** What a cache has done so far. */
 export interface PromptCacheFigures {
@@ -49,26 +19,31 @@ export interface PromptCacheFigures {
  * Texts and values of earlier requests with what is known about them: their tokens and what templates asked of them.
  * Found by a keyed hash of 96 bits and their length, so that two of a billion different ones are taken for each other with a
  * chance below 10⁻¹⁰; the consequence is a wrong guess about what a worker has cached. Holds `bytesMax` at most, by
- * estimate; those used longest ago go first.
+ * estimate: half of it tokens, of which those put longest ago go first, half the rest, of which goes what was not used for
+ * a while.
  */
-export class PromptCache {
+export class PromptCache implements TextKeeper {
+  /** Tokens of texts. */
+  readonly tokens: TokenRing;
   readonly #bytesMax: number;
-  readonly #entries = new Map<number, CacheEntry>();
-  #newest: CacheEntry | undefined;
-  #oldest: CacheEntry | undefined;
+  readonly #table = new SeenTable();
+  /** By number: a text, or a value. */
+  readonly #held: unknown[] = [];
+  readonly #costs: number[] = [];
   #bytes = 0;
   #hits = 0;
   #misses = 0;
   #evicted = 0;
 
   constructor(options: { readonly bytesMax: number }) {
-    this.#bytesMax = options.bytesMax;
+    this.#bytesMax = options.bytesMax / 2;
+    this.tokens = new TokenRing(Math.floor(options.bytesMax / 8));
   }
 
   get figures(): PromptCacheFigures {
     return {
-      entries: this.#entries.size,
-      bytes: this.#bytes,
+      entries: this.#table.size,
+      bytes: this.#bytes + this.tokens.bytes,
       hits: this.#hits,
       misses: this.#misses,
       evicted: this.#evicted,
@@ -77,8 +52,14 @@ export class PromptCache {
 
   /** The text spelled at `of` in a body, not bound to it. Texts of different domains are different ones. */
   text(of: ScannedText, domain: number): PromptText {
-    const entry = this.#entry(of, domain);
-    return (entry.text ??= PromptText.of(entry));
+    const number = this.#table.find(of, domain);
+    if (number >= 0) {
+      this.#hits++;
+      return this.#held[number] as PromptText;
+    }
+    const text = PromptText.of(this);
+    text.number = this.#add(of, domain, text, 0);
+    return text;
   }
 
   /** What `make` makes of the value at `of`; made once. `make` also says how many bytes that takes, by estimate. */
@@ -87,73 +68,41 @@ export class PromptCache {
     domain: number,
     make: () => { readonly value: T; readonly bytes: number },
   ): T {
-    const entry = this.#entry(of, domain);
-    if (entry.value === undefined) {
-      const { value, bytes } = make();
-      entry.value = value;
-      entry.grow(bytes);
+    const number = this.#table.find(of, domain);
+    if (number >= 0) {
+      this.#hits++;
+      return this.#held[number] as T;
     }
-    return entry.value as T;
+    const { value, bytes } = make();
+    this.#add(of, domain, value, bytes);
+    return value;
   }
 
-  /** Called by entries that have grown. */
-  grown(bytes: number): void {
+  /** Called by texts that have grown. */
+  grow(number: number, bytes: number): void {
+    this.#costs[number] = (this.#costs[number] ?? 0) + bytes;
     this.#bytes += bytes;
   }
 
   /** Makes room. Called between requests, so that no entry in use goes. */
   trim(): void {
-    while (this.#bytes > this.#bytesMax && this.#oldest !== undefined) {
+    while (this.#bytes > this.#bytesMax) {
+      const number = this.#table.drop();
+      if (number < 0) return;
+      const held = this.#held[number];
+      if (held instanceof PromptText) held.number = -1;
+      this.#held[number] = undefined;
+      this.#bytes -= this.#costs[number] ?? 0;
       this.#evicted++;
-      this.#remove(this.#oldest);
     }
   }
 
-  #entry(of: Hashed, domain: number): CacheEntry {
-    const lo = (of.lo ^ Math.imul(domain, 0x9e3779b1)) >>> 0;
-    const key = lo + (of.hi & 0x1fffff) * 2 ** 32;
-    const found = this.#entries.get(key);
-    if (
-      found?.hi === of.hi &&
-      found.check === of.check &&
-      found.size === of.end - of.start &&
-      found.domain === domain
-    ) {
-      this.#hits++;
-      if (found !== this.#newest) {
-        this.#unlink(found);
-        this.#link(found);
-      }
-      return found;
-    }
+  #add(of: Hashed, domain: number, held: unknown, bytes: number): number {
     this.#misses++;
-    if (found !== undefined) this.#remove(found);
-    const entry = new CacheEntry(this, key, of, domain);
-    this.#entries.set(key, entry);
-    this.#link(entry);
-    this.#bytes += entry.cost;
-    return entry;
-  }
-
-  #remove(entry: CacheEntry): void {
-    this.#entries.delete(entry.key);
-    this.#unlink(entry);
-    this.#bytes -= entry.cost;
-    entry.held = false;
-  }
-
-  #link(entry: CacheEntry): void {
-    entry.older = this.#newest;
-    entry.newer = undefined;
-    if (this.#newest === undefined) this.#oldest = entry;
-    else this.#newest.newer = entry;
-    this.#newest = entry;
-  }
-
-  #unlink(entry: CacheEntry): void {
-    if (entry.newer === undefined) this.#newest = entry.older;
-    else entry.newer.older = entry.older;
-    if (entry.older === undefined) this.#oldest = entry.newer;
-    else entry.older.newer = entry.newer;
+    const number = this.#table.add(of, domain);
+    this.#held[number] = held;
+    this.#costs[number] = entryBytes + bytes;
+    this.#bytes += entryBytes + bytes;
+    return number;
   }
 }

@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import { hashBlocks, hashRoot, type HashRoot } from "../../../shared/core/block-hash.ts";
 import { PromptChain } from "./prompt-chain.ts";
 import { LiteralText } from "./rendered-parts.ts";
+import { TokenRing } from "./token-ring.ts";
 
 const root = hashRoot(new Uint8Array(32), { model: "m" });
 type Part = LiteralText | string;
@@ -15,7 +16,7 @@ function chainOf(bytesMax: number) {
       return Uint32Array.from(String(text), (c) => c.charCodeAt(0));
     },
   };
-  const chain = new PromptChain(tokenizer, { bytesMax });
+  const chain = new PromptChain(tokenizer, { bytesMax, tokens: new TokenRing(1_000) });
   /** A prompt without texts of a request, or one in which each part is a step of its own. */
   const read = (parts: readonly Part[], of: HashRoot, blockSizeTokens: number, apart = false) => {
     const between = apart ? parts.map((part) => [part]) : [parts];

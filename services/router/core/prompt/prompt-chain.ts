@@ -1,10 +1,11 @@
 import type { HashRoot } from "../../../shared/core/block-hash.ts";
-import { hashesOf, noBlocks, withBlocks, type HashedBlocks } from "./hash-run.ts";
+import { ChainStates } from "./chain-states.ts";
 import type { PromptTokenizer } from "./model-runtime.ts";
 import { PrefixTable } from "./prefix-table.ts";
 import { PromptPieces } from "./prompt-pieces.ts";
 import type { PromptText } from "./prompt-text.ts";
 import { LiteralText } from "./rendered-parts.ts";
+import type { TokenRing } from "./token-ring.ts";
 
 /** A prompt's length and the hashes of its blocks. */
 export interface HashedPrompt {
@@ -29,19 +30,10 @@ export interface Link {
   readonly connector: Connector;
 }
 
-/** Where a chain of blocks stands behind some part of a prompt, or behind its last part. */
-interface ChainState {
-  readonly blocks: HashedBlocks;
-  /** Tokens of the blocks and behind them. */
-  readonly tokens: number;
-  readonly tail: Uint32Array;
-  /** What has been spelled behind the last added token. */
-  readonly carry: string;
-}
-
-/** Memory of a node, and of a state beside its arrays, bytes; estimates. */
-const nodeBytes = 48;
-const stateBytes = 400;
+/** Memory of a connector beside its parts, bytes; an estimate. */
+const connectorBytes = 160;
+/** Nodes that there is room for at first. */
+const nodesMin = 1 << 8;
 
 /** Most roots of chains that are kept apart. */
 const rootsMax = 64;
@@ -59,10 +51,12 @@ export class PromptChain {
   readonly #connectors = new Map<string, Connector>();
   #connectorsMade = 0;
   readonly #table = new PrefixTable();
-  /** By node: where the chain stands when its connector cuts, and when a prompt ends there. */
-  #states: (ChainState | undefined)[] = [];
-  #ends: (ChainState | undefined)[] = [];
-  #bytes = 0;
+  readonly #states = new ChainStates();
+  /** By node: the state behind the last added token of its connector, and that of a prompt that ends there; 0 for none. */
+  #nodes = new Int32Array(2 * nodesMin);
+  /** No node is numbered 0. */
+  #nodeCount = 1;
+  #connectorsBytes = 0;
   #lastRoot: HashRoot | undefined;
   #lastBlockSize = 0;
   #lastNode = 0;
@@ -70,8 +64,11 @@ export class PromptChain {
   #count = 0;
   readonly #piece: (PromptText | string)[] = [];
 
-  constructor(tokenizer: PromptTokenizer, options: { readonly bytesMax: number }) {
-    this.#pieces = new PromptPieces(tokenizer);
+  constructor(
+    tokenizer: PromptTokenizer,
+    options: { readonly bytesMax: number; readonly tokens: TokenRing },
+  ) {
+    this.#pieces = new PromptPieces(tokenizer, options.tokens);
     this.#bytesMax = options.bytesMax;
   }
 
@@ -92,7 +89,7 @@ export class PromptChain {
         carry: last instanceof LiteralText ? (last.texts.at(-1) ?? "") + behind : "",
       };
       this.#connectors.set(key, connector);
-      this.#bytes += nodeBytes + 4 * key.length;
+      this.#connectorsBytes += connectorBytes + 4 * key.length;
     }
     return connector;
   }
@@ -110,31 +107,34 @@ export class PromptChain {
     let known = node;
     let covered = 0;
     const table = this.#table;
-    const states = this.#states;
+    const nodes = this.#nodes;
     for (let i = 0; i < links.length; i++) {
       const link = links[i] as Link;
       node = table.find(node, idOf(link, texts), link.connector.id);
       if (node < 0) break;
-      if (states[node] !== undefined) {
+      if (nodes[2 * node] !== 0) {
         known = node;
         covered = i + 1;
       }
     }
-    const end = node < 0 ? undefined : this.#ends[node];
-    if (end !== undefined) return { tokens: end.tokens, hashes: hashesOf(end.blocks) };
+    const end = node < 0 ? 0 : (nodes[2 * node + 1] as number);
+    if (end !== 0) return this.#prompt(end);
     chain.bind();
-    return this.#extend(known, links, texts, { covered, ...chain });
+    return this.#extend(known, covered, links, texts, chain);
+  }
+
+  #prompt(state: number): HashedPrompt {
+    return { tokens: this.#states.tokens(state), hashes: this.#states.hashes(state) };
   }
 
   #root(root: HashRoot, blockSizeTokens: number): number {
-    const bytes = this.#bytes + this.#table.bytes;
-    if (bytes > this.#bytesMax || this.#roots.size > rootsMax) this.#clear();
+    if (this.#bytes > this.#bytesMax || this.#roots.size > rootsMax) this.#clear();
     if (root === this.#lastRoot && blockSizeTokens === this.#lastBlockSize) return this.#lastNode;
     const key = `${root.lo} ${root.hi} ${blockSizeTokens}`;
     let node = this.#roots.get(key);
     if (node === undefined) {
-      const start = { blocks: noBlocks(), tokens: 0, tail: new Uint32Array(0), carry: "" };
-      node = this.#node(start);
+      node = this.#node();
+      this.#nodes[2 * node] = this.#states.start();
       this.#roots.set(key, node);
     }
     this.#lastRoot = root;
@@ -147,38 +147,41 @@ export class PromptChain {
     this.#roots.clear();
     this.#connectors.clear();
     this.#table.clear();
-    this.#states = [];
-    this.#ends = [];
+    this.#states.clear();
+    this.#nodes = new Int32Array(2 * nodesMin);
+    this.#nodeCount = 1;
+    this.#connectorsBytes = 0;
     this.#lastRoot = undefined;
-    this.#bytes = 0;
   }
 
-  #node(state: ChainState | undefined): number {
-    // No node is numbered 0.
-    if (this.#states.length === 0) {
-      this.#states.push(undefined);
-      this.#ends.push(undefined);
+  get #bytes(): number {
+    const { byteLength } = this.#nodes;
+    return this.#states.bytes + this.#table.bytes + byteLength + this.#connectorsBytes;
+  }
+
+  #node(): number {
+    const node = this.#nodeCount++;
+    if (2 * node >= this.#nodes.length) {
+      const larger = new Int32Array(2 * this.#nodes.length);
+      larger.set(this.#nodes);
+      this.#nodes = larger;
     }
-    this.#ends.push(undefined);
-    this.#bytes += nodeBytes;
-    return this.#states.push(state) - 1;
+    return node;
   }
 
   /** Tokenises and hashes the links behind a node. */
   #extend(
     first: number,
+    covered: number,
     links: readonly Link[],
     texts: readonly PromptText[],
-    chain: {
-      readonly covered: number;
-      readonly root: HashRoot;
-      readonly blockSizeTokens: number;
-    },
+    chain: { readonly root: HashRoot; readonly blockSizeTokens: number },
   ): HashedPrompt {
+    const states = this.#states;
     let node = first;
-    let state = this.#states[first] as ChainState;
-    this.#begin(state);
-    for (let i = chain.covered; i < links.length; i++) {
+    let state = this.#nodes[2 * first] as number;
+    this.#begin(state, covered === 0 ? "" : (links[covered - 1] as Link).connector.carry);
+    for (let i = covered; i < links.length; i++) {
       const link = links[i] as Link;
       const { connector } = link;
       const text = idOf(link, texts);
@@ -189,24 +192,28 @@ export class PromptChain {
       }
       let next = this.#table.find(node, text, connector.id);
       if (next < 0) {
-        next = this.#node(undefined);
+        next = this.#node();
         this.#table.add(node, text, connector.id, next);
       }
       node = next;
       if (!connector.cuts) continue;
-      state = this.#close(state, connector.carry, chain);
-      this.#states[node] = state;
-      this.#begin(state);
+      state = states.next(state, this.#ids, this.#count, chain);
+      this.#nodes[2 * node] = state;
+      this.#begin(state, connector.carry);
     }
     this.#flush();
-    const end = this.#close(state, "", chain);
-    this.#ends[node] = end;
-    return { tokens: end.tokens, hashes: hashesOf(end.blocks) };
+    const end = states.next(state, this.#ids, this.#count, chain);
+    this.#nodes[2 * node + 1] = end;
+    return this.#prompt(end);
   }
 
-  #begin({ tail, carry }: ChainState): void {
+  /** Begins behind a state, with what has been spelled since its last token. */
+  #begin(state: number, carry: string): void {
     this.#count = 0;
-    this.#append(tail);
+    const length = this.#states.tailLength(state);
+    this.#room(length);
+    this.#states.putTail(state, this.#ids);
+    this.#count = length;
     this.#piece.length = 0;
     if (carry !== "") this.#piece.push(carry);
   }
@@ -221,24 +228,6 @@ export class PromptChain {
       this.#room(1);
       this.#ids[this.#count++] = tokens[i] as number;
     }
-  }
-
-  #close(
-    before: ChainState,
-    carry: string,
-    chain: { readonly root: HashRoot; readonly blockSizeTokens: number },
-  ): ChainState {
-    const { root, blockSizeTokens } = chain;
-    const ids = this.#ids.subarray(0, this.#count);
-    const blocks = withBlocks(before.blocks, root, ids, {
-      blockSizeTokens,
-      grown: (bytes) => {
-        this.#bytes += bytes;
-      },
-    });
-    const tail = ids.slice((blocks.blocks - before.blocks.blocks) * blockSizeTokens);
-    this.#bytes += stateBytes + 4 * tail.length;
-    return { blocks, tokens: before.tokens - before.tail.length + ids.length, tail, carry };
   }
 
   #flush(): void {

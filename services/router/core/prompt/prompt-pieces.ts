@@ -1,35 +1,54 @@
 import { PromptText, type PiecePart } from "./prompt-text.ts";
 import type { PromptTokenizer } from "./model-runtime.ts";
+import type { TokenRing } from "./token-ring.ts";
 
 /** Most variants of a piece that are remembered with one text. */
 const piecesPerTextMax = 16;
 /** Most pieces without a text of a request that are remembered, and the largest of them together, UTF-16 units. */
 const plainPiecesMax = 4096;
 const plainSizeMax = 8 << 20;
+/** Most strings of templates whose bytes are remembered, and the longest of them, UTF-16 units. */
+const spelledMax = 512;
+const spelledSizeMax = 256;
 
 /**
  * Token ids of pieces: what lies between two added tokens. They are remembered with the first text of a request in them,
- * or by themselves when they have none.
+ * or by themselves when they have none. Ids are given in memory that is used again.
  */
 export class PromptPieces {
   readonly #tokenizer: PromptTokenizer;
+  readonly #tokens: TokenRing;
   readonly #encoder = new TextEncoder();
   readonly #plain = new Map<string, Uint32Array>();
   #plainSize = 0;
+  readonly #spelled = new Map<string, Uint8Array>();
   #scratch = new Uint8Array(1 << 16);
 
-  constructor(tokenizer: PromptTokenizer) {
+  /** `tokens`: where the ids of texts are kept. */
+  constructor(tokenizer: PromptTokenizer, tokens: TokenRing) {
     this.#tokenizer = tokenizer;
+    this.#tokens = tokens;
   }
 
   /** Token ids of a piece, given as parts without added tokens that the template spells. */
-  ids(parts: readonly (PromptText | string)[]): Uint32Array {
-    const anchor = parts.find((part) => part instanceof PromptText);
-    if (anchor === undefined) return this.#plainIds(parts as readonly string[]);
-    const known = anchor.pieces.find((piece) => sameParts(piece.parts, parts));
-    if (known !== undefined) return known.ids;
+  ids(parts: readonly PiecePart[]): Uint32Array {
+    for (const part of parts) if (part instanceof PromptText) return this.#idsOf(part, parts);
+    return this.#plainIds(parts as readonly string[]);
+  }
+
+  #idsOf(anchor: PromptText, parts: readonly PiecePart[]): Uint32Array {
+    for (const piece of anchor.pieces) {
+      if (!sameParts(piece.parts, parts)) continue;
+      const known = this.#tokens.get(piece.place, piece.count);
+      if (known !== undefined) return known;
+      const ids = this.#encode(parts);
+      piece.place = this.#tokens.put(ids);
+      return ids;
+    }
     const ids = this.#encode(parts);
-    if (anchor.pieces.length < piecesPerTextMax) anchor.learn({ parts: [...parts], ids });
+    if (anchor.pieces.length < piecesPerTextMax) {
+      anchor.learn({ parts: [...parts], place: this.#tokens.put(ids), count: ids.length });
+    }
     return ids;
   }
 
@@ -49,21 +68,30 @@ export class PromptPieces {
     return ids;
   }
 
-  #encode(parts: readonly (PromptText | string)[]): Uint32Array {
+  #encode(parts: readonly PiecePart[]): Uint32Array {
+    const tokenizer = this.#tokenizer;
     let at = 0;
     for (const part of parts) {
-      if (typeof part === "string") {
-        this.#grow(at, 3 * part.length);
-        at += this.#encoder.encodeInto(part, this.#scratch.subarray(at)).written;
-        continue;
-      }
-      const bytes = part.utf8();
-      if (bytes === undefined) return this.#tokenizer.encode(parts.map(characters).join(""));
+      const bytes = typeof part === "string" ? this.#bytesOf(part) : part.utf8();
+      // Half a surrogate pair has no UTF-8.
+      if (bytes === undefined) return tokenizer.encode(parts.map(characters).join(""));
+      // By itself it is not copied.
+      if (parts.length === 1) return encoded(tokenizer, bytes);
       this.#grow(at, bytes.length);
       this.#scratch.set(bytes, at);
       at += bytes.length;
     }
-    return this.#tokenizer.encode(this.#scratch.subarray(0, at));
+    return encoded(tokenizer, this.#scratch.subarray(0, at));
+  }
+
+  #bytesOf(text: string): Uint8Array {
+    const known = this.#spelled.get(text);
+    if (known !== undefined) return known;
+    const bytes = this.#encoder.encode(text);
+    if (text.length <= spelledSizeMax && this.#spelled.size < spelledMax) {
+      this.#spelled.set(text, bytes);
+    }
+    return bytes;
   }
 
   #grow(used: number, more: number): void {
@@ -74,7 +102,11 @@ export class PromptPieces {
   }
 }
 
-function characters(part: PromptText | string): string {
+function encoded(tokenizer: PromptTokenizer, bytes: Uint8Array): Uint32Array {
+  return tokenizer.encodeScratch?.(bytes) ?? tokenizer.encode(bytes);
+}
+
+function characters(part: PiecePart): string {
   return typeof part === "string" ? part : part.string();
 }
 

@@ -3,24 +3,45 @@ import { spelled, type BodyTexts, type ScannedText } from "../openai/scanned-bod
 
 const encoder = new TextEncoder();
 
+/** A text that others are compared with. */
+export class Needle {
+  readonly text: string;
+  /** Its UTF-8; undefined when it has none. */
+  readonly bytes: Uint8Array | undefined;
+  /** The longest part of it that JSON spells as it is. */
+  readonly plain: Uint8Array;
+
+  constructor(text: string) {
+    this.text = text;
+    this.bytes = text.isWellFormed() ? encoder.encode(text) : undefined;
+    this.plain = encoder.encode(longestPlain(text));
+  }
+}
+
 /** A text of a request, or what a template spells. */
 export type PiecePart = PromptText | string;
 
 /** Token ids of a piece of a prompt that no token reaches out of, by the parts it is made of. */
 export interface Piece {
   readonly parts: readonly PiecePart[];
-  readonly ids: Uint32Array;
+  /** Where the ids are (`TokenRing`), and how many. */
+  place: number;
+  readonly count: number;
 }
 
-/** What keeps an account of the memory that a text's notes take. */
-export interface TextAccount {
-  /** More bytes are held by the text. */
-  grow(bytes: number): void;
+/** What remembers texts, and keeps an account of the memory that is held by each. */
+export interface TextKeeper {
+  /** More bytes are held by the text of this number. */
+  grow(number: number, bytes: number): void;
 }
 
-/** Memory of an answer and of a text that is made of another, bytes; estimates. */
-const answerBytes = 16;
+/** Memory of a list of answers, of a piece and of a text that is made of another, bytes; estimates. */
+const answersBytes = 80;
+const pieceBytes = 120;
 const madeBytes = 300;
+/** Truths about so many questions take no memory of their own. */
+const truthsMax = 31;
+const noPieces: readonly Piece[] = [];
 
 /** What is found out about a text: a truth, a length, a text made of it, or several of these; null for too many. */
 export type TextAnswer = boolean | number | null | MadeText | readonly MadeText[];
@@ -45,24 +66,32 @@ export class PromptText {
   readonly id = PromptText.#count++;
   /** Makes the text, when it is made of others. */
   readonly #make: (() => string) | undefined;
-  readonly #account: TextAccount;
-  /** What has been found out, by the numbers of questions. */
-  readonly #answers: (TextAnswer | undefined)[] = [];
+  /** The text that this one is made of in the end. */
+  readonly #origin: PromptText;
+  readonly #keeper: TextKeeper;
+  /** Its number with its keeper; negative when that has let go of it. */
+  number = -1;
+  /** Which of the first questions have been answered with a truth, and which with true: a bit each. */
+  #asked = 0;
+  #truths = 0;
+  /** Other answers, by the numbers of questions. */
+  #answers: (TextAnswer | undefined)[] | undefined;
   /** Texts that begin with this one, by what follows. */
   #joins: Map<string, PromptText> | undefined;
   /** Pieces that begin with this text, or whose first text it is. */
-  readonly pieces: Piece[] = [];
+  pieces: readonly Piece[] = noPieces;
   #texts: BodyTexts | undefined;
   #spelled: ScannedText | undefined;
 
-  private constructor(account: TextAccount, make?: () => string) {
-    this.#account = account;
+  private constructor(keeper: TextKeeper, origin?: PromptText, make?: () => string) {
+    this.#keeper = keeper;
+    this.#origin = origin ?? this;
     this.#make = make;
   }
 
   /** A text of a body; `bind` says where it is. */
-  static of(account: TextAccount): PromptText {
-    return new PromptText(account);
+  static of(keeper: TextKeeper): PromptText {
+    return new PromptText(keeper);
   }
 
   /** Says where this text can be read in the request at hand. */
@@ -98,24 +127,36 @@ export class PromptText {
   }
 
   /** What has been found out before; `undefined` for nothing. */
-  known(question: TextQuestion): TextAnswer | undefined {
-    return this.#answers[question.id];
+  known({ id }: TextQuestion): TextAnswer | undefined {
+    if (id < truthsMax && ((this.#asked >>> id) & 1) === 1)
+      return ((this.#truths >>> id) & 1) === 1;
+    return this.#answers?.[id];
   }
 
   /** What is asked, found out once. */
   answer(question: TextQuestion): TextAnswer {
-    const known = this.#answers[question.id];
+    const known = this.known(question);
     if (known !== undefined) return known;
+    const { id } = question;
     const found = question.find(this);
-    while (this.#answers.length <= question.id) this.#answers.push(undefined);
-    this.#answers[question.id] = found;
-    const made = typeof found === "object" ? madeBytes : 0;
-    this.#account.grow(answerBytes + made * (Array.isArray(found) ? found.length : 1));
+    if (typeof found === "boolean" && id < truthsMax) {
+      this.#asked |= 1 << id;
+      if (found) this.#truths |= 1 << id;
+      return found;
+    }
+    if (this.#answers === undefined) {
+      this.#answers = [];
+      this.#grow(answersBytes);
+    }
+    while (this.#answers.length <= id) this.#answers.push(undefined);
+    this.#answers[id] = found;
+    const made = Array.isArray(found) ? found.length : found instanceof PromptText ? 1 : 0;
+    this.#grow(madeBytes * made);
     return found;
   }
 
   /** Whether the text is `other`. */
-  equals(other: string): boolean {
+  equals(other: Needle): boolean {
     const literal = this.#literal(other);
     if (literal !== undefined) {
       const { at, wanted } = literal;
@@ -123,39 +164,39 @@ export class PromptText {
       // No character takes more than six bytes for one of its own.
       if (size > 6 * wanted.length || (!at.escaped && size !== wanted.length)) return false;
     }
-    return this.string() === other;
+    return this.string() === other.text;
   }
 
   /** Whether the text begins with `start`. */
-  startsWith(start: string): boolean {
+  startsWith(start: Needle): boolean {
     const literal = this.#literal(start);
-    if (literal === undefined) return this.string().startsWith(start);
+    if (literal === undefined) return this.string().startsWith(start.text);
     const { bytes, at, wanted } = literal;
     for (let i = 0; i < wanted.length; i++) {
       const byte = at.start + i < at.end ? bytes[at.start + i] : undefined;
-      if (byte === 0x5c) return this.string().startsWith(start);
+      if (byte === 0x5c) return this.string().startsWith(start.text);
       if (byte !== wanted[i]) return false;
     }
     return true;
   }
 
   /** Whether the text ends with `end`. */
-  endsWith(end: string): boolean {
+  endsWith(end: Needle): boolean {
     const literal = this.#literal(end);
-    if (literal === undefined) return this.string().endsWith(end);
+    if (literal === undefined) return this.string().endsWith(end.text);
     const { bytes, at, wanted } = literal;
     const first = at.end - wanted.length;
     // An escape may reach into these bytes.
     for (let i = Math.max(at.start, first - escapeReach); i < at.end; i++) {
-      if (bytes[i] === 0x5c) return this.string().endsWith(end);
+      if (bytes[i] === 0x5c) return this.string().endsWith(end.text);
     }
     if (first < at.start) return false;
     return wanted.every((byte, i) => bytes[first + i] === byte);
   }
 
   /** Whether `part` is somewhere in the text. */
-  includes(part: string): boolean {
-    return this.#mayHold(part) && this.string().includes(part);
+  includes(part: Needle): boolean {
+    return this.#mayHold(part) && this.string().includes(part.text);
   }
 
   /** The text without some characters, or white space, at its start, its end or both: see `strip`. */
@@ -165,13 +206,14 @@ export class PromptText {
   }
 
   /** The text with `old`, which is not empty, replaced as `replace` does. */
-  replaced(old: string, replace: (text: string) => string): MadeText {
+  replaced(old: Needle, replace: (text: string) => string): MadeText {
     return this.#mayHold(old) ? this.made(replace) : this;
   }
 
   /** The texts between separators, which are not empty; null when there are too many to keep. */
-  split(separator: string): readonly MadeText[] | null {
-    if (!this.#mayHold(separator)) return [this];
+  split(needle: Needle): readonly MadeText[] | null {
+    if (!this.#mayHold(needle)) return [this];
+    const separator = needle.text;
     const text = this.string();
     if (text.split(separator, partsMax + 1).length > partsMax) return null;
     const cut = (t: string, i: number): string => t.split(separator)[i] ?? "";
@@ -190,45 +232,51 @@ export class PromptText {
     const known = this.#joins?.get(key);
     if (known !== undefined) return known;
     const texts = [this, ...others];
-    const joined = new PromptText(this.#account, () =>
+    const joined = new PromptText(this.#keeper, this.#origin, () =>
       texts.map((text) => (text === "" ? "" : text.string())).join(separator),
     );
     this.#joins ??= new Map();
     this.#joins.set(key, joined);
-    this.#account.grow(madeBytes + key.length);
+    this.#grow(madeBytes + key.length);
     return joined;
   }
 
   /** Remembers the tokens of a piece that begins with this text. */
   learn(piece: Piece): void {
-    this.pieces.push(piece);
-    this.#account.grow(madeBytes + 4 * piece.ids.length + 16 * piece.parts.length);
+    this.pieces = [...this.pieces, piece];
+    this.#grow(pieceBytes + 8 * piece.parts.length);
+  }
+
+  #grow(bytes: number): void {
+    const { number } = this.#origin;
+    if (number >= 0) this.#keeper.grow(number, bytes);
   }
 
   #madeOf(text: string, made: string, make: (text: string) => string): MadeText {
     if (made === text) return this;
-    return made === "" ? "" : new PromptText(this.#account, () => make(this.string()));
+    return made === "" ? "" : new PromptText(this.#keeper, this.#origin, () => make(this.string()));
   }
 
-  /** Where it is spelled, with the spelled bytes of `text` to compare; undefined when only its characters tell. */
-  #literal(text: string): { bytes: Uint8Array; at: ScannedText; wanted: Uint8Array } | undefined {
+  /** Where it is spelled, with the spelled bytes of a needle to compare; undefined when only its characters tell. */
+  #literal({
+    bytes: wanted,
+  }: Needle): { bytes: Uint8Array; at: ScannedText; wanted: Uint8Array } | undefined {
     const bytes = this.#texts?.bytes;
     const at = this.#spelled;
-    if (bytes === undefined || at === undefined || !text.isWellFormed()) return undefined;
-    return { bytes, at, wanted: encoder.encode(text) };
+    if (bytes === undefined || at === undefined || wanted === undefined) return undefined;
+    return { bytes, at, wanted };
   }
 
-  /** False when `part` is certainly nowhere in the text. */
-  #mayHold(part: string): boolean {
+  /** False when a needle is certainly nowhere in the text. */
+  #mayHold(part: Needle): boolean {
     const literal = this.#literal(part);
     const texts = this.#texts;
-    if (literal === undefined || texts === undefined || part === "") return true;
+    if (literal === undefined || texts === undefined || part.text === "") return true;
     const { at, wanted } = literal;
     if (!at.escaped) return texts.holds(at, wanted);
     // Characters that are spelled as they are, unless with a code.
-    const plain = longestPlain(part);
-    if (plain === "" || texts.holds(at, unicodeEscape)) return true;
-    return texts.holds(at, encoder.encode(plain));
+    if (part.plain.length === 0 || texts.holds(at, unicodeEscape)) return true;
+    return texts.holds(at, part.plain);
   }
 
   /** False when certainly nothing is stripped. */

@@ -1,18 +1,27 @@
 import type { StrippedEnds } from "../../../shared/core/chat-template-text.ts";
-import type { MadeText, PromptText, TextAnswer, TextQuestion } from "./prompt-text.ts";
+import {
+  Needle,
+  type MadeText,
+  type PromptText,
+  type TextAnswer,
+  type TextQuestion,
+} from "./prompt-text.ts";
 
 /** Most questions that are told apart. A template asks as many as it spells; others are made of what a request says. */
 const questionsMax = 256;
+
+/** Finds something out about a text. */
+type Asker = (text: PromptText) => TextAnswer;
 
 /** The questions that a template asks, each once. */
 export class TextQuestions {
   readonly #known = new Map<string, TextQuestion>();
 
-  /** The question of a name, which says all that `find` depends on; `undefined` when there are too many. */
-  of(name: string, find: (text: PromptText) => TextAnswer): TextQuestion | undefined {
+  /** The question of a name, which says all that the asker depends on; `undefined` when there are too many. */
+  of(name: string, makeAsker: () => Asker): TextQuestion | undefined {
     let question = this.#known.get(name);
     if (question === undefined && this.#known.size < questionsMax) {
-      question = { id: this.#known.size, find };
+      question = { id: this.#known.size, find: makeAsker() };
       this.#known.set(name, question);
     }
     return question;
@@ -61,10 +70,10 @@ export class Recording {
   ask(
     text: TemplateText,
     name: string,
-    find: (text: PromptText) => TextAnswer,
+    makeAsker: () => Asker,
   ): boolean | number | null | TemplateText | "" | readonly (TemplateText | "")[] {
-    const question = this.questions.of(name, find);
-    const answer = question === undefined ? find(text.text) : text.text.answer(question);
+    const question = this.questions.of(name, makeAsker);
+    const answer = question === undefined ? makeAsker()(text.text) : text.text.answer(question);
     if (question === undefined) this.isComplete = false;
     const step = (expected: TextStep["expected"]): void => {
       if (question !== undefined) this.steps.push({ slot: text.slot, question, expected });
@@ -100,51 +109,83 @@ export class TemplateText {
 
   /** Whether the text is `other`. */
   equals(other: string): boolean {
-    return this.#recording.ask(this, `equals ${other}`, (t) => t.equals(other)) as boolean;
+    return this.#recording.ask(
+      this,
+      `equals ${other}`,
+      asker((t, needle) => t.equals(needle), other),
+    ) as boolean;
   }
 
   /** Whether the text begins with `start`. */
   startsWith(start: string): boolean {
-    return this.#recording.ask(this, `starts ${start}`, (t) => t.startsWith(start)) as boolean;
+    return this.#recording.ask(
+      this,
+      `starts ${start}`,
+      asker((t, needle) => t.startsWith(needle), start),
+    ) as boolean;
   }
 
   /** Whether the text ends with `end`. */
   endsWith(end: string): boolean {
-    return this.#recording.ask(this, `ends ${end}`, (t) => t.endsWith(end)) as boolean;
+    return this.#recording.ask(
+      this,
+      `ends ${end}`,
+      asker((t, needle) => t.endsWith(needle), end),
+    ) as boolean;
   }
 
   /** Whether `part` is somewhere in the text. */
   includes(part: string): boolean {
-    return this.#recording.ask(this, `holds ${part}`, (t) => t.includes(part)) as boolean;
+    return this.#recording.ask(
+      this,
+      `holds ${part}`,
+      asker((t, needle) => t.includes(needle), part),
+    ) as boolean;
   }
 
   /** Its length, UTF-16 units. */
   get length(): number {
-    return this.#recording.ask(this, "length", (t) => t.string().length) as number;
+    return this.#recording.ask(this, "length", () => (t) => t.string().length) as number;
   }
 
   /** See `PromptText.stripped`. */
   stripped(ends: StrippedEnds, characters?: string): TemplateText | "" {
     const name = characters === undefined ? ends : `${ends} of ${characters}`;
-    return this.#recording.ask(this, name, (t) => t.stripped(ends, characters)) as
+    return this.#recording.ask(this, name, () => (t) => t.stripped(ends, characters)) as
       TemplateText | "";
   }
 
   /** See `PromptText.replaced`. */
   replaced(old: string, by: string, replace: (text: string) => string): TemplateText | "" {
     const name = `replaces ${JSON.stringify([old, by])}`;
-    return this.#recording.ask(this, name, (t) => t.replaced(old, replace)) as TemplateText | "";
+    return this.#recording.ask(
+      this,
+      name,
+      asker((t, needle) => t.replaced(needle, replace), old),
+    ) as TemplateText | "";
   }
 
   /** See `PromptText.split`. */
   split(separator: string): readonly (TemplateText | "")[] | null {
     const name = `split ${separator}`;
-    return this.#recording.ask(this, name, (t) => t.split(separator)) as
-      readonly (TemplateText | "")[] | null;
+    return this.#recording.ask(
+      this,
+      name,
+      asker((t, needle) => t.split(needle), separator),
+    ) as readonly (TemplateText | "")[] | null;
   }
 
   /** The text that `make`, of this name, makes of this one. */
   made(name: string, make: (text: string) => string): TemplateText | "" {
-    return this.#recording.ask(this, `made ${name}`, (t) => t.made(make)) as TemplateText | "";
+    return this.#recording.ask(this, `made ${name}`, () => (t) => t.made(make)) as
+      TemplateText | "";
   }
+}
+
+/** Asks about another text, which is prepared once. */
+function asker(ask: (text: PromptText, needle: Needle) => TextAnswer, text: string): () => Asker {
+  return () => {
+    const needle = new Needle(text);
+    return (asked) => ask(asked, needle);
+  };
 }
