@@ -47,7 +47,7 @@ const template = new ChatTemplate(readChatTemplate(), modelTokens);
 const text = new NaturalText(join(repositoryRoot, "node_modules"), 7);
 const key = crypto.getRandomValues(new Int32Array(8));
 const bodies = new BodyReader({ key, isUtf8 });
-const cache = new PromptCache({ bytesMax: 256 << 20 });
+const cache = new PromptCache({ bytesMax: 48 << 20 });
 const rendering: ModelRuntime = {
   tokenizer,
   unsupported: false,
@@ -68,7 +68,7 @@ function freshRuntime(): { readonly runtime: ModelRuntime; readonly chats: ChatR
     tokenizer,
     addedTokens: tokenizer.addedTokens(),
     cache,
-    chainBytesMax: 64 << 20,
+    chainBytesMax: 16 << 20,
     domain: domains++,
   });
   return { runtime: { ...rendering, chats }, chats };

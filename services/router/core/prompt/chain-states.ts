@@ -71,7 +71,7 @@ export class ChainStates {
     const run = this.#cells[at + 2] as number;
     const tokens = this.tokens(before) - this.tailLength(before) + count;
     const more = Math.floor(count / chain.blockSizeTokens);
-    const ours = this.#runs.extend({ run, blocks }, ids, count, chain);
+    const ours = this.#runs.extend(run, blocks, ids, count, chain);
     const from = more * chain.blockSizeTokens;
     const state = this.#add(tokens, blocks + more, ours, count - from);
     const tails = this.#tails;

@@ -1,14 +1,14 @@
-const none = -1;
 const cellsPerEntry = 4;
 /** Entries that there is room for at first. */
 const capacityMin = 1 << 10;
 
 /**
- * A tree of numbered nodes as one open-addressing table: from a node, a text and what the template puts behind it to the next
- * node. A step costs a cache miss, whatever the number of branches.
+ * Beginnings of prompts by a hash of 64 bits, chained over their texts and what stands between these, as one open-addressing
+ * table. Of each it tells two numbers, 0 for none. Because a beginning is found without those before it, the longest known
+ * one is looked for from a prompt's end.
  */
 export class PrefixTable {
-  /** Entries of node, text, connector and the next node; no next node is numbered 0. */
+  /** Entries of the hash, in two halves, and the two numbers; an entry with neither is free. */
   #cells = new Int32Array(cellsPerEntry * capacityMin);
   #used = 0;
 
@@ -17,25 +17,24 @@ export class PrefixTable {
     return this.#cells.byteLength;
   }
 
-  /** The next node, or −1. */
-  find(node: number, text: number, connector: number): number {
-    const cells = this.#cells;
-    const mask = cells.length / cellsPerEntry - 1;
-    let slot = hashOf(node, text, connector) & mask;
-    for (;;) {
-      const at = cellsPerEntry * slot;
-      const next = cells[at + 3] as number;
-      if (next === 0) return none;
-      if (cells[at] === node && cells[at + 1] === text && cells[at + 2] === connector) return next;
-      slot = (slot + 1) & mask;
-    }
+  /** The first number of a beginning: a state that it leaves a chain in. */
+  state(a: number, b: number): number {
+    return this.#cells[this.#find(a, b) + 2] as number;
   }
 
-  /** Adds a branch that `find` does not find. */
-  add(node: number, text: number, connector: number, next: number): void {
-    if (2 * this.#used >= this.#cells.length / cellsPerEntry) this.#grow();
-    this.#used++;
-    this.#put(node, text, connector, next);
+  /** The second number: the state of a prompt that ends there. */
+  end(a: number, b: number): number {
+    return this.#cells[this.#find(a, b) + 3] as number;
+  }
+
+  /** Sets the first number. */
+  setState(a: number, b: number, state: number): void {
+    this.#cells[this.#taken(a, b) + 2] = state;
+  }
+
+  /** Sets the second number. */
+  setEnd(a: number, b: number, state: number): void {
+    this.#cells[this.#taken(a, b) + 3] = state;
   }
 
   /** Forgets everything. */
@@ -44,31 +43,39 @@ export class PrefixTable {
     this.#used = 0;
   }
 
-  #put(node: number, text: number, connector: number, next: number): void {
+  /** Where an entry is, or where it would be. */
+  #find(a: number, b: number): number {
     const cells = this.#cells;
-    const mask = cells.length / cellsPerEntry - 1;
-    let slot = hashOf(node, text, connector) & mask;
-    while (cells[cellsPerEntry * slot + 3] !== 0) slot = (slot + 1) & mask;
-    const at = cellsPerEntry * slot;
-    cells[at] = node;
-    cells[at + 1] = text;
-    cells[at + 2] = connector;
-    cells[at + 3] = next;
+    const last = cells.length - cellsPerEntry;
+    let at = (cellsPerEntry * a) & last;
+    while (
+      (cells[at] !== a || cells[at + 1] !== b) &&
+      ((cells[at + 2] as number) | (cells[at + 3] as number)) !== 0
+    ) {
+      at = (at + cellsPerEntry) & last;
+    }
+    return at;
+  }
+
+  #taken(a: number, b: number): number {
+    if (2 * this.#used >= this.#cells.length / cellsPerEntry) this.#grow();
+    const at = this.#find(a, b);
+    const cells = this.#cells;
+    if (((cells[at + 2] as number) | (cells[at + 3] as number)) === 0) {
+      this.#used++;
+      cells[at] = a;
+      cells[at + 1] = b;
+    }
+    return at;
   }
 
   #grow(): void {
     const old = this.#cells;
     this.#cells = new Int32Array(2 * old.length);
-    for (let at = 0; at < old.length; at += cellsPerEntry) {
-      const next = old[at + 3] as number;
-      if (next === 0) continue;
-      this.#put(old[at] as number, old[at + 1] as number, old[at + 2] as number, next);
+    for (let from = 0; from < old.length; from += cellsPerEntry) {
+      if (((old[from + 2] as number) | (old[from + 3] as number)) === 0) continue;
+      const at = this.#find(old[from] as number, old[from + 1] as number);
+      for (let i = 0; i < cellsPerEntry; i++) this.#cells[at + i] = old[from + i] as number;
     }
   }
-}
-
-function hashOf(node: number, text: number, connector: number): number {
-  let h = Math.imul(node, 0x9e3779b1) ^ Math.imul(text, 0x85ebca77) ^ connector;
-  h = Math.imul(h ^ (h >>> 15), 0x2c1b3c6d);
-  return h ^ (h >>> 13);
 }

@@ -32,8 +32,8 @@ export interface Link {
 
 /** Memory of a connector beside its parts, bytes; an estimate. */
 const connectorBytes = 160;
-/** Nodes that there is room for at first. */
-const nodesMin = 1 << 8;
+/** Links of a prompt that there is room for at first. */
+const linksMin = 1 << 8;
 
 /** Most roots of chains that are kept apart. */
 const rootsMax = 64;
@@ -52,14 +52,13 @@ export class PromptChain {
   #connectorsMade = 0;
   readonly #table = new PrefixTable();
   readonly #states = new ChainStates();
-  /** By node: the state behind the last added token of its connector, and that of a prompt that ends there; 0 for none. */
-  #nodes = new Int32Array(2 * nodesMin);
-  /** No node is numbered 0. */
-  #nodeCount = 1;
   #connectorsBytes = 0;
   #lastRoot: HashRoot | undefined;
   #lastBlockSize = 0;
-  #lastNode = 0;
+  #lastStart = 0;
+  /** Hashes of the beginnings of the prompt at hand, in two halves: of the first i links at i. */
+  #a = new Int32Array(linksMin);
+  #b = new Int32Array(linksMin);
   #ids = new Uint32Array(1 << 12);
   #count = 0;
   readonly #piece: (PromptText | string)[] = [];
@@ -102,45 +101,67 @@ export class PromptChain {
     texts: readonly PromptText[],
     chain: { readonly root: HashRoot; readonly blockSizeTokens: number; readonly bind: () => void },
   ): HashedPrompt {
-    let node = this.#root(chain.root, chain.blockSizeTokens);
-    /** The last node with a state, and how many links lead to it. */
-    let known = node;
-    let covered = 0;
-    const table = this.#table;
-    const nodes = this.#nodes;
-    for (let i = 0; i < links.length; i++) {
-      const link = links[i] as Link;
-      node = table.find(node, idOf(link, texts), link.connector.id);
-      if (node < 0) break;
-      if (nodes[2 * node] !== 0) {
-        known = node;
-        covered = i + 1;
-      }
-    }
-    const end = node < 0 ? 0 : (nodes[2 * node + 1] as number);
+    const start = this.#start(chain.root, chain.blockSizeTokens);
+    this.#hash(links, texts, start);
+    const a = this.#a;
+    const b = this.#b;
+    const { length } = links;
+    const end = this.#table.end(a[length] as number, b[length] as number);
     if (end !== 0) return this.#prompt(end);
+    let state = start;
+    let covered = length;
+    for (; covered > 0; covered--) {
+      const known = this.#table.state(a[covered] as number, b[covered] as number);
+      if (known === 0) continue;
+      state = known;
+      break;
+    }
     chain.bind();
-    return this.#extend(known, covered, links, texts, chain);
+    return this.#extend(state, covered, links, texts, chain);
+  }
+
+  /** Hashes all beginnings of a prompt. */
+  #hash(links: readonly Link[], texts: readonly PromptText[], start: number): void {
+    if (links.length >= this.#a.length) {
+      this.#a = new Int32Array(2 * links.length);
+      this.#b = new Int32Array(2 * links.length);
+    }
+    let a = Math.imul(start, 0x9e3779b1);
+    let b = Math.imul(start, 0x85ebca77) ^ 0x165667b1;
+    for (let i = 0; i < links.length; i++) {
+      const { text, connector } = links[i] as Link;
+      const id = text < 0 ? -1 : (texts[text] as PromptText).id;
+      a = Math.imul(a ^ id, 0x9e3779b1);
+      b = Math.imul(b ^ connector.id, 0x85ebca77);
+      a ^= (b >>> 15) + connector.id;
+      b ^= (a >>> 13) + id;
+      a = Math.imul(a ^ (a >>> 16), 0x7feb352d);
+      b = Math.imul(b ^ (b >>> 15), 0x846ca68b);
+      a ^= (a >>> 15) ^ b;
+      b ^= a >>> 14;
+      this.#a[i + 1] = a;
+      this.#b[i + 1] = b;
+    }
   }
 
   #prompt(state: number): HashedPrompt {
     return { tokens: this.#states.tokens(state), hashes: this.#states.hashes(state) };
   }
 
-  #root(root: HashRoot, blockSizeTokens: number): number {
+  /** The state before a chain's first token. */
+  #start(root: HashRoot, blockSizeTokens: number): number {
     if (this.#bytes > this.#bytesMax || this.#roots.size > rootsMax) this.#clear();
-    if (root === this.#lastRoot && blockSizeTokens === this.#lastBlockSize) return this.#lastNode;
+    if (root === this.#lastRoot && blockSizeTokens === this.#lastBlockSize) return this.#lastStart;
     const key = `${root.lo} ${root.hi} ${blockSizeTokens}`;
-    let node = this.#roots.get(key);
-    if (node === undefined) {
-      node = this.#node();
-      this.#nodes[2 * node] = this.#states.start();
-      this.#roots.set(key, node);
+    let start = this.#roots.get(key);
+    if (start === undefined) {
+      start = this.#states.start();
+      this.#roots.set(key, start);
     }
     this.#lastRoot = root;
     this.#lastBlockSize = blockSizeTokens;
-    this.#lastNode = node;
-    return node;
+    this.#lastStart = start;
+    return start;
   }
 
   #clear(): void {
@@ -148,62 +169,43 @@ export class PromptChain {
     this.#connectors.clear();
     this.#table.clear();
     this.#states.clear();
-    this.#nodes = new Int32Array(2 * nodesMin);
-    this.#nodeCount = 1;
     this.#connectorsBytes = 0;
     this.#lastRoot = undefined;
   }
 
   get #bytes(): number {
-    const { byteLength } = this.#nodes;
-    return this.#states.bytes + this.#table.bytes + byteLength + this.#connectorsBytes;
+    return this.#states.bytes + this.#table.bytes + this.#connectorsBytes;
   }
 
-  #node(): number {
-    const node = this.#nodeCount++;
-    if (2 * node >= this.#nodes.length) {
-      const larger = new Int32Array(2 * this.#nodes.length);
-      larger.set(this.#nodes);
-      this.#nodes = larger;
-    }
-    return node;
-  }
-
-  /** Tokenises and hashes the links behind a node. */
+  /** Tokenises and hashes the links behind the first `covered`, which leave the chain in a state. */
   #extend(
-    first: number,
+    before: number,
     covered: number,
     links: readonly Link[],
     texts: readonly PromptText[],
     chain: { readonly root: HashRoot; readonly blockSizeTokens: number },
   ): HashedPrompt {
     const states = this.#states;
-    let node = first;
-    let state = this.#nodes[2 * first] as number;
+    const a = this.#a;
+    const b = this.#b;
+    let state = before;
     this.#begin(state, covered === 0 ? "" : (links[covered - 1] as Link).connector.carry);
     for (let i = covered; i < links.length; i++) {
       const link = links[i] as Link;
       const { connector } = link;
-      const text = idOf(link, texts);
       if (link.text >= 0) this.#piece.push(texts[link.text] as PromptText);
       for (const part of connector.parts) {
         if (typeof part === "string") this.#piece.push(part);
         else this.#literal(part);
       }
-      let next = this.#table.find(node, text, connector.id);
-      if (next < 0) {
-        next = this.#node();
-        this.#table.add(node, text, connector.id, next);
-      }
-      node = next;
       if (!connector.cuts) continue;
       state = states.next(state, this.#ids, this.#count, chain);
-      this.#nodes[2 * node] = state;
+      this.#table.setState(a[i + 1] as number, b[i + 1] as number, state);
       this.#begin(state, connector.carry);
     }
     this.#flush();
     const end = states.next(state, this.#ids, this.#count, chain);
-    this.#nodes[2 * node + 1] = end;
+    this.#table.setEnd(a[links.length] as number, b[links.length] as number, end);
     return this.#prompt(end);
   }
 
@@ -250,9 +252,4 @@ export class PromptChain {
     else for (let i = 0; i < ids.length; i++) this.#ids[this.#count + i] = ids[i] as number;
     this.#count += ids.length;
   }
-}
-
-/** The number of a link's text; −1 for none. */
-function idOf({ text }: Link, texts: readonly PromptText[]): number {
-  return text < 0 ? -1 : (texts[text] as PromptText).id;
 }
