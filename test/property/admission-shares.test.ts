@@ -101,13 +101,11 @@ function fillTogether(seed: number, costMs: number, targetMs: number, jitter: bo
           const cost = jitter ? costMs * (0.5 + random.next()) : costMs;
           const question = {
             worker,
-            costMs: cost,
-            freeMs: targetMs - backlog,
-            own,
+            roomAt: now,
+            ask: { className: "chat", tenant: "a", queuedMs: cost },
             capacityMsPerMs: workers.length,
           };
-          if (!(routers[r] as RouterShares).allows(question, at(now))) break;
-          (routers[r] as RouterShares).dispatched(worker, cost, at(now));
+          if ((routers[r] as RouterShares).turnAt(question, at(now)) > now) break;
           known.set(worker, Math.max(known.get(worker) ?? 0, now) + cost);
           const before = Math.max(0, (trueFreeAt.get(worker) ?? 0) - now);
           trueFreeAt.set(worker, now + before + cost);

@@ -26,6 +26,8 @@ export interface AdmissionPort<T> {
   workerMsPerMs(now: MonoMs): number;
   /** Usual worker time of one prompt, ms. */
   promptMs(): number;
+  /** Worker time of a tenant's requests that wait at other routers, ms; none when absent. */
+  elsewhereMs?(className: string, tenant: string, now: MonoMs): number;
 }
 
 /** What became of a request that arrived. */
@@ -69,8 +71,20 @@ const overloadWaitMsMin = 50;
 const burstPrompts = 30;
 /** Requests limited to some workers that may be passed over in one go when those have no room. */
 const passedOverMax = 8;
+/**
+ * How long after its arrival a request's wait is predicted anew, ms: those that will not make it should hear so soon, and
+ * by then more is known than when they came.
+ */
+const secondLookMs = 40;
 /** What a limit that is not kept in time is allowed beyond, as a factor: predictions err. */
 const slack = 4;
+/** What a tenant's first waiting request may be predicted to wait, as a factor of the limit; well below `slack`. */
+const firstSlack = 3;
+/**
+ * Part of the time left that a wait predicted anew may take in an overloaded class: there somebody comes at once who waits
+ * less, so that only the next few stay.
+ */
+const secondLookRatio = 0.05;
 
 const stopRefusal: Refusal = {
   reason: "shutting_down",
@@ -108,6 +122,8 @@ export class Admission<T> {
   /** The request at the head that found no room, and until when trying it again is useless. */
   #blockedSeq = -1;
   #blockedUntil = 0;
+  /** When the request at the head was last expected to find room. */
+  #roomAt = 0;
   #stopped = false;
   readonly #onServed: ServiceListener | undefined;
 
@@ -184,13 +200,14 @@ export class Admission<T> {
     if (rateWaitMs > 0) return this.#refuseRate(ask, rateWaitMs);
     const isFirst = this.queue.count === 0 || state.spec.priority > this.queue.headPriority();
     let estimate: AskEstimate;
-    let roomAt = Math.max(now, this.#blockedUntil);
+    let roomAt = Math.max(now, this.#roomAt);
     if (isFirst) {
       const attempt = this.#port.place(item, now, undefined);
       if (attempt.kind === "answered") {
         this.#served(ask, attempt, now);
         if (attempt.costMs > 0) {
           this.#demand.asked(attempt.costMs, now);
+          this.queue.asked(ask.className, ask.tenant, attempt.costMs, now);
           state.admitted.asked(attempt.costMs, now);
         }
         return answered;
@@ -199,6 +216,7 @@ export class Admission<T> {
       roomAt = attempt.roomAt;
     } else estimate = this.#port.estimate(item, now);
     this.#demand.asked(estimate.costMs, now);
+    this.queue.asked(ask.className, ask.tenant, estimate.costMs, now);
     return this.#enqueue({ item, ask, state, estimate, roomAt, triedAlready: isFirst }, now);
   }
 
@@ -270,7 +288,7 @@ export class Admission<T> {
     const { item, ask, state, estimate, roomAt, triedAlready } = arrival;
     this.#noteLoad(state, now);
     const limit = this.#limit(state, ask, estimate);
-    const refusal = this.#refusalOf({ ask, state, limit, roomAt }, now);
+    const refusal = this.#refusalOf({ ask, state, limit, roomAt, estimate }, now);
     if (refusal !== undefined) return { kind: "refused", refusal };
     const { reason } = limit;
     const expiresMs =
@@ -284,7 +302,8 @@ export class Admission<T> {
       estimate,
       position: this.queue.count,
       blockedBy: triedAlready ? "capacity" : "fairness",
-      expiresAt: now + expiresMs,
+      expiresAt: now + Math.min(expiresMs, secondLookMs),
+      refusedAt: now + expiresMs,
       expiresFor: reason === "deadline" ? "deadline" : "wait_timeout",
       account: "",
       orderPlace: -1,
@@ -298,6 +317,7 @@ export class Admission<T> {
     if (triedAlready && !ask.constrained) {
       this.#blockedSeq = waiter.seq;
       this.#blockedUntil = roomAt;
+      this.#roomAt = roomAt;
     } else if (!triedAlready && this.queue.head() === waiter) {
       this.#dispatch(now);
       if (waiter.orderPlace < 0) return answered;
@@ -336,6 +356,7 @@ export class Admission<T> {
       readonly state: ClassState;
       readonly limit: { readonly ms: number; readonly reason: ShedReason };
       readonly roomAt: number;
+      readonly estimate: AskEstimate;
     },
     now: MonoMs,
   ): Refusal | undefined {
@@ -343,12 +364,19 @@ export class Admission<T> {
     const { queue } = this;
     const { name, waitMsMax } = state.spec;
     const { countMax, bytesMax, tenantShareMax } = this.#options;
-    const rate = Math.max(
-      0.05 * this.drainRate(now),
-      this.drainRate(now) - this.#above(state, now),
-    );
+    const rate = this.#rateFor(state, now);
     const roomMs = Math.max(0, roomAt - now);
-    const waitMs = roomMs + queue.workBefore(name, ask.tenant) / rate;
+    const held = queue.heldBy(name, ask.tenant);
+    // A tenant keeps its turns only while it has somebody waiting: the first one may wait for longer.
+    const isOverloaded = limit.reason === "predicted_wait";
+    const waitsElsewhere =
+      (this.#port.elsewhereMs?.(name, ask.tenant, now) ?? 0) > arrival.estimate.costMs;
+    const allowedMs =
+      isOverloaded && held.count < 2 && !waitsElsewhere
+        ? Math.min(waitMsMax, firstSlack * limit.ms)
+        : limit.ms;
+    const horizon = { ms: allowedMs, now };
+    const waitMs = roomMs + queue.workBefore(name, ask.tenant, horizon) / rate;
     const refuse = (reason: ShedReason, message: string): Refusal => ({
       reason,
       isTenantLimit: reason === "tenant_queue" || reason === "tenant_share",
@@ -358,7 +386,6 @@ export class Admission<T> {
     if (waitMsMax <= 0) {
       return refuse("sheddable", `no worker has room, and requests of class ${name} do not wait`);
     }
-    const held = queue.heldBy(name, ask.tenant);
     const tenantCountMax = Math.ceil(countMax * tenantShareMax);
     if (held.count >= tenantCountMax || held.bytes + ask.bytes > bytesMax * tenantShareMax) {
       return refuse(
@@ -367,14 +394,10 @@ export class Admission<T> {
           `${Math.floor(bytesMax * tenantShareMax)} bytes that may`,
       );
     }
-    // A tenant keeps its turns only while it has somebody waiting: the first one may wait for longer.
-    const isOverloaded = limit.reason === "predicted_wait";
-    const allowedMs =
-      isOverloaded && held.count < 2 ? Math.min(waitMsMax, slack * limit.ms) : limit.ms;
     if (waitMs > allowedMs) {
       state.refusedAt = now;
       const alone = held.count > 0 && queue.tenantsWaiting(name) > 1;
-      const others = alone ? roomMs + queue.workBefore(name, newcomer) / rate : Infinity;
+      const others = alone ? roomMs + queue.workBefore(name, newcomer, horizon) / rate : Infinity;
       const facts = `the wait would be about ${Math.ceil(waitMs)} ms, longer than ${Math.floor(limit.ms)} ms`;
       return others <= limit.ms
         ? refuse("tenant_share", `this tenant's waiting requests fill its share: ${facts}`)
@@ -393,6 +416,12 @@ export class Admission<T> {
       this.#late.push({ waiter: victim, refusal: refuse("queue_full", message) });
     }
     return undefined;
+  }
+
+  /** How fast the queue drains for a class: what those of higher priority ask for is not its. */
+  #rateFor(state: ClassState, now: MonoMs): number {
+    const rate = this.drainRate(now);
+    return Math.max(0.05 * rate, rate - this.#above(state, now));
   }
 
   /** Worker time per ms that goes to higher priorities. */
@@ -427,20 +456,36 @@ export class Admission<T> {
     return Math.ceil(Math.min(retryMsMax * spread, ms));
   }
 
+  /** Refuses a waiter whose time is up, or will be before its turn comes by what is known now. */
   #expire(waiter: Waiter<T>, now: MonoMs): void {
-    const state = this.#state(waiter.ask.className);
-    const waitedMs = Math.round(now - waiter.queuedAt);
-    const rate = this.drainRate(now);
-    const waitMs = this.queue.workBefore(waiter.ask.className, waiter.ask.tenant) / rate;
+    const { ask, queuedAt, refusedAt } = waiter;
+    const state = this.#state(ask.className);
+    const waitedMs = Math.round(now - queuedAt);
+    const rate = this.#rateFor(state, now);
+    const leftMs = refusedAt - now;
+    const horizon = { ms: Math.max(0, leftMs), now };
+    const waitMs = Math.max(0, this.#roomAt - now) + this.queue.workAhead(waiter, horizon) / rate;
+    const isNear = state.overloaded && waiter.expiresFor !== "deadline";
+    if (leftMs > 0 && waitMs <= (isNear ? secondLookRatio : 1) * leftMs) {
+      waiter.expiresAt = refusedAt;
+      this.#expiry.moved(waiter);
+      return;
+    }
     this.#takeOut(waiter, now);
     state.refusedAt = now;
+    const reason =
+      leftMs > 0 && waiter.expiresFor !== "deadline" ? "predicted_wait" : waiter.expiresFor;
     this.#late.push({
       waiter,
       refusal: {
-        reason: waiter.expiresFor,
+        reason,
         isTenantLimit: false,
         retryAfterMs: this.#retryAfterMs(waitMs, rate, now),
-        message: `no worker had room for ${waitedMs} ms`,
+        message:
+          leftMs > 0
+            ? `no worker had room for ${waitedMs} ms, and the wait would be about ${Math.ceil(waitMs)} ms more, ` +
+              `longer than ${Math.floor(leftMs)} ms`
+            : `no worker had room for ${waitedMs} ms`,
       },
     });
   }
@@ -465,6 +510,7 @@ export class Admission<T> {
       this.queue.restore(head);
       this.#blockedSeq = head.seq;
       this.#blockedUntil = attempt.roomAt;
+      this.#roomAt = attempt.roomAt;
       break;
     }
     if (passedOver === undefined) return;
@@ -513,8 +559,9 @@ export class Admission<T> {
     state.overloaded = true;
     const expiresAt = now + slack * this.#overloadWaitMs();
     for (const waiter of [...this.queue.waitersOf(name)]) {
-      if (waiter.expiresFor === "deadline" || waiter.expiresAt <= expiresAt) continue;
-      waiter.expiresAt = expiresAt;
+      if (waiter.expiresFor === "deadline" || waiter.refusedAt <= expiresAt) continue;
+      waiter.refusedAt = expiresAt;
+      waiter.expiresAt = Math.min(waiter.expiresAt, expiresAt);
       this.#expiry.moved(waiter);
     }
   }

@@ -1,4 +1,6 @@
+import { DemandRate } from "./drain-rate.ts";
 import { PositionHeap } from "./position-heap.ts";
+import type { MonoMs } from "../../../shared/core/ids.ts";
 import type { Waiter } from "./waiter.ts";
 
 /** What the queue needs to know of a class. */
@@ -15,6 +17,8 @@ interface Flow<T> {
   readonly name: string;
   readonly weight: number;
   readonly order: PositionHeap<Waiter<T>>;
+  /** What it has asked for lately, whatever became of it. */
+  readonly asks: DemandRate;
   /** Virtual time at which its next request begins. */
   tag: number;
   /** Order in which flows began to wait, for ties. */
@@ -29,6 +33,7 @@ interface ClassNode<T> {
   readonly level: Level<T>;
   readonly flows: Map<string, Flow<T>>;
   readonly active: PositionHeap<Flow<T>>;
+  readonly asks: DemandRate;
   /** Virtual time among the class's tenants. */
   now: number;
   /** Virtual time at which the class's next request begins, among classes of its priority. */
@@ -53,6 +58,14 @@ export interface FlowDemand {
   readonly queuedMs: number;
 }
 
+/** A time from now on for which more requests are expected to come as they came lately. */
+export interface Horizon {
+  readonly ms: number;
+  readonly now: MonoMs;
+}
+
+/** Waiters of one tenant that are looked at to tell which of them go before one of theirs. */
+const ownLookedAtMax = 256;
 /** Name of the flow that tenants share when there are more of them than flows. */
 const overflowTenant = "\u0000other";
 
@@ -88,6 +101,7 @@ function createClass<T>(spec: FairClass, level: Level<T>): ClassNode<T> {
     level,
     flows: new Map(),
     active,
+    asks: new DemandRate(),
     now: 0,
     tag: 0,
     activeSeq: 0,
@@ -105,7 +119,17 @@ function createFlow<T>(name: string, weight: number, tag: number): Flow<T> {
       waiter.orderPlace = place;
     },
   });
-  return { name, weight, order, tag, activeSeq: 0, queuedMs: 0, bytes: 0, place: -1 };
+  return {
+    name,
+    weight,
+    order,
+    asks: new DemandRate(),
+    tag,
+    activeSeq: 0,
+    queuedMs: 0,
+    bytes: 0,
+    place: -1,
+  };
 }
 
 /**
@@ -247,9 +271,11 @@ export class FairQueue<T> {
     return -Infinity;
   }
 
-  /** Priority of a class. */
-  priorityOf(className: string): number {
-    return this.#class(className).level.priority;
+  /** A request of this tenant arrived, whatever becomes of it. */
+  asked(className: string, tenant: string, costMs: number, now: MonoMs): void {
+    const node = this.#class(className);
+    node.asks.asked(costMs, now);
+    this.#known(node, tenant)?.asks.asked(costMs, now);
   }
 
   /** A request of this tenant begins to be served, whether it waited or not: its turn is used. O(log n). */
@@ -300,31 +326,65 @@ export class FairQueue<T> {
 
   /**
    * Worker time that goes to others before a request that arrives now would begin, ms: all of higher priority, and of its
-   * own priority what is served until the virtual time at which it begins. O(classes + tenants waiting in its class).
+   * own priority what is served until the virtual time at which it begins. With a horizon that includes requests that
+   * are expected to come in it and then go before: whoever has had less than its share so far is not done with what waits
+   * now. O(classes + tenants waiting in its class).
    */
-  workBefore(className: string, tenant: string): number {
+  workBefore(className: string, tenant: string, horizon?: Horizon): number {
     const node = this.#class(className);
+    const flow = this.#known(node, tenant);
+    return this.#before({ node, flow, tenant, ownMs: flow?.queuedMs ?? 0 }, horizon);
+  }
+
+  /** The same for a request that waits already, as far as its tenant's first 256 tell. O(as above, and those). */
+  workAhead(waiter: Waiter<T>, horizon?: Horizon): number {
+    const node = this.#class(waiter.ask.className);
+    const flow = node.flows.get(waiter.account);
+    let ownMs = 0;
+    const own = flow?.order.entries ?? [];
+    for (let i = 0; i < own.length && i < ownLookedAtMax; i++) {
+      const other = own[i] as Waiter<T>;
+      const isBefore =
+        other.deadline < waiter.deadline ||
+        (other.deadline === waiter.deadline && other.seq < waiter.seq);
+      if (isBefore) ownMs += other.estimate.costMs;
+    }
+    return this.#before({ node, flow, tenant: waiter.account, ownMs }, horizon);
+  }
+
+  #before(
+    request: {
+      readonly node: ClassNode<T>;
+      readonly flow: Flow<T> | undefined;
+      readonly tenant: string;
+      /** Work of its own tenant before it. */
+      readonly ownMs: number;
+    },
+    horizon: Horizon | undefined,
+  ): number {
+    const { node, flow, tenant, ownMs } = request;
     const { level } = node;
+    const expected = (asks: DemandRate): number =>
+      horizon === undefined ? 0 : asks.rate(horizon.now) * horizon.ms;
     let before = 0;
     for (const other of this.#levels) {
       if (other.priority <= level.priority) break;
       for (const c of other.classes) before += c.queuedMs;
     }
-    const flow = this.#known(node, tenant);
     const weight = flow?.weight ?? this.#weightOf(tenant);
-    const begins = Math.max(flow?.tag ?? 0, node.now) + (flow?.queuedMs ?? 0) / weight;
-    let inClass = flow?.queuedMs ?? 0;
+    const begins = Math.max(flow?.tag ?? 0, node.now) + ownMs / weight;
+    let inClass = ownMs;
     for (const other of node.active.entries) {
       if (other === flow) continue;
-      inClass += Math.min(other.queuedMs, Math.max(0, other.weight * (begins - other.tag)));
+      const share = Math.max(0, other.weight * (begins - other.tag));
+      inClass += Math.min(other.queuedMs + expected(other.asks), share);
     }
-    const classTag = Math.max(node.tag, level.now);
-    const classBegins = classTag + inClass / node.spec.weight;
+    const classBegins = Math.max(node.tag, level.now) + inClass / node.spec.weight;
     before += inClass;
-    for (const other of level.classes) {
+    for (const other of level.active.entries) {
       if (other === node) continue;
-      const share = other.spec.weight * (classBegins - other.tag);
-      before += Math.min(other.queuedMs, Math.max(0, share));
+      const share = Math.max(0, other.spec.weight * (classBegins - other.tag));
+      before += Math.min(other.queuedMs + expected(other.asks), share);
     }
     return before;
   }

@@ -1,6 +1,7 @@
 import type { MonoMs, WorkerId } from "../../../shared/core/ids.ts";
 import { decodeStepMs, prefillExtraMs, type StepModel } from "../../../shared/core/step-model.ts";
 import type { LoadReport } from "../load/reservation.ts";
+import type { WorkerLoad } from "../load/worker-book.ts";
 import type { ScoredCandidate } from "../placement/candidate.ts";
 import { Admission, type AdmissionPort, type Attempt } from "./admission.ts";
 import type { AdmissionOptions } from "./options.ts";
@@ -32,9 +33,22 @@ export type RoomChoice =
  * computed that they fill. A lone prompt takes longer, since it pays whole steps; a worker full of prompts does not.
  */
 export function workMs(candidate: ScoredCandidate, promptTokens: number): number {
-  const { steps, load, matchedTokens } = candidate;
-  const newTokens = Math.max(1, promptTokens - matchedTokens);
-  const budget = candidate.stepTokensMax > 0 ? candidate.stepTokensMax : stepTokensMaxDefault;
+  return busyPrefillMs(candidate, promptTokens - candidate.matchedTokens);
+}
+
+/** The same of a request whose uncached tokens another router tells. */
+export function busyPrefillMs(
+  on: {
+    readonly steps: StepModel;
+    readonly load: Pick<WorkerLoad, "decoding" | "decodingContextTokens">;
+    readonly matchedTokens: number;
+    readonly stepTokensMax: number;
+  },
+  uncachedTokens: number,
+): number {
+  const { steps, load, matchedTokens } = on;
+  const newTokens = Math.max(1, uncachedTokens);
+  const budget = on.stepTokensMax > 0 ? on.stepTokensMax : stepTokensMaxDefault;
   const stepMs = decodeStepMs(steps, load.decoding, load.decodingContextTokens);
   return prefillExtraMs(steps, newTokens, matchedTokens) + (newTokens / budget) * stepMs;
 }
@@ -114,12 +128,16 @@ export class PoolGate<T> implements AdmissionPort<T> {
     return this.#placer.workerCount();
   }
 
+  elsewhereMs(className: string, tenant: string, now: MonoMs): number {
+    return this.shares.tenantElsewhereMs(className, tenant, now);
+  }
+
   promptMs(): number {
     return this.rooms.promptMs;
   }
 
   /**
-   * Chooses among ranked workers: the cheapest with room, of which this router may use its part while routers divide it. A
+   * Chooses among ranked workers: the cheapest with room, among those that are this router's while routers divide them. A
    * worker without room is taken as long as another has some if its first token is expected before any of theirs, since what
    * it has cached is then worth its queue; and while others wait for the work that this saves, also if it comes a little
    * later.
@@ -134,21 +152,15 @@ export class PoolGate<T> implements AdmissionPort<T> {
     let soonest = Infinity;
     let cheapest = -1;
     let ttftMs = Infinity;
-    /** Workers without room, but with a queue that a request might stand. */
+    /** Workers without room, or whose room is another router's, but with a queue that a request might stand. */
     let queued: number[] | undefined;
-    let demand: Omit<TenantDemand, "servedMs">[] | undefined;
     for (let index = 0; index < candidates.length; index++) {
       const candidate = candidates[index] as ScoredCandidate;
       const room = this.rooms.roomFor(this.#question(candidate, ask), now);
-      if (room.at > now) {
-        soonest = Math.min(soonest, room.at);
+      const at = isDivided ? this.#turnAt(candidate, { ask, own, roomAt: room.at }, now) : room.at;
+      if (at > now) {
+        soonest = Math.min(soonest, at);
         if (!room.isFull && cheapest < 0) (queued ??= []).push(index);
-        continue;
-      }
-      if (isDivided) {
-        demand ??= this.#demandWith(candidate, ask, own);
-        if (this.#allows(candidate, ask, demand, now)) return { kind: "take", index };
-        soonest = Math.min(soonest, now + dividedRetryMs);
         continue;
       }
       if (index === 0) return { kind: "take", index };
@@ -157,42 +169,59 @@ export class PoolGate<T> implements AdmissionPort<T> {
     }
     if (cheapest < 0) {
       const estimate = estimateOf(candidates[0] as ScoredCandidate, ask);
-      return { kind: "no_room", estimate, roomAt: soonest };
+      return { kind: "no_room", estimate, roomAt: Math.min(soonest, now + turnMsMax) };
     }
     const chosen = candidates[cheapest] as ScoredCandidate;
-    const perMs = Math.min(
-      savedWorkWeightMax,
-      this.admission.waitingCount / Math.max(1, this.workerMsPerMs()),
-    );
+    const perMs = this.#savedWorkWeight(isDivided, now);
     const early = queued?.find((i) => {
       const other = candidates[i] as ScoredCandidate;
       const saved = workMs(chosen, ask.promptTokens) - workMs(other, ask.promptTokens);
-      return this.#firstTokenMs(other, now) <= ttftMs + Math.max(0, saved) * perMs;
+      let firstTokenMs = this.#firstTokenMs(other, now);
+      if (isDivided) {
+        // Its owner fills up what room there is, and has placed something that is not known here yet.
+        const filledMs = this.rooms.queueMsTarget + unheardMs + other.prefillMs;
+        firstTokenMs = Math.max(firstTokenMs, filledMs);
+      }
+      return firstTokenMs <= ttftMs + Math.max(0, saved) * perMs;
     });
     return { kind: "take", index: early ?? cheapest };
+  }
+
+  /** What a ms of work saved is worth in ms of one request's first token: all who wait are served sooner by it. */
+  #savedWorkWeight(isDivided: boolean, now: MonoMs): number {
+    const workers = Math.max(1, this.workerMsPerMs());
+    const here = this.admission.waitingCount;
+    if (!isDivided) return Math.min(savedWorkWeightMax, here / workers);
+    const elsewhere = this.shares.queuedElsewhereMs(now) / Math.max(1, this.rooms.promptMs);
+    return Math.min(savedWorkWeightMax, (dividedWeight * (here + elsewhere)) / workers);
+  }
+
+  #turnAt(
+    candidate: ScoredCandidate,
+    question: {
+      readonly ask: RoomAsk;
+      readonly own: { readonly className: string; readonly tenant: string };
+      readonly roomAt: number;
+    },
+    now: MonoMs,
+  ): number {
+    const { ask, own, roomAt } = question;
+    const { className, tenant } = own;
+    const queuedMs = workMs(candidate, ask.promptTokens);
+    return this.shares.turnAt(
+      {
+        worker: candidate.workerId,
+        roomAt,
+        ask: { className, tenant, queuedMs },
+        capacityMsPerMs: this.workerMsPerMs(),
+      },
+      now,
+    );
   }
 
   #firstTokenMs(candidate: ScoredCandidate, now: MonoMs): number {
     const { workerId, load, prefillMs } = candidate;
     return this.rooms.backlogMs(workerId, load.prefillBacklogMs, now) + prefillMs;
-  }
-
-  #allows(
-    candidate: ScoredCandidate,
-    ask: RoomAsk,
-    own: readonly Omit<TenantDemand, "servedMs">[],
-    now: MonoMs,
-  ): boolean {
-    const { workerId, load } = candidate;
-    const backlogMs = this.rooms.backlogMs(workerId, load.prefillBacklogMs, now);
-    const question = {
-      worker: workerId,
-      costMs: workMs(candidate, ask.promptTokens),
-      freeMs: this.rooms.queueMsTarget - backlogMs,
-      own,
-      capacityMsPerMs: this.workerMsPerMs(),
-    };
-    return this.shares.allows(question, now);
   }
 
   /** A request was placed on a worker by this router. */
@@ -203,7 +232,6 @@ export class PoolGate<T> implements AdmissionPort<T> {
       tokens: newKvTokens(candidate, ask),
     };
     this.rooms.opened(workerId, placed, now);
-    this.shares.dispatched(workerId, placed.workMs, now);
   }
 
   /** Takes an engine's report. */
@@ -225,17 +253,6 @@ export class PoolGate<T> implements AdmissionPort<T> {
     }
     queue.catchUp();
     this.admission.freed();
-  }
-
-  #demandWith(
-    candidate: ScoredCandidate,
-    ask: RoomAsk,
-    own: { readonly className: string; readonly tenant: string },
-  ): Omit<TenantDemand, "servedMs">[] {
-    const demands: Omit<TenantDemand, "servedMs">[] = this.admission.queue.demands(demandsToldMax);
-    const { className, tenant } = own;
-    demands.push({ className, tenant, queuedMs: estimateOf(candidate, ask).costMs });
-    return demands;
   }
 
   #question(candidate: ScoredCandidate, ask: RoomAsk): RoomQuestion {
@@ -267,8 +284,12 @@ function newKvTokens(candidate: ScoredCandidate, ask: Omit<RoomAsk, "itlMs">): n
 const savedWorkWeightMax = 4;
 /** Demands looked at and told to other routers. */
 const demandsToldMax = 256;
-/** How soon to look again at room that another router may use, ms. */
-const dividedRetryMs = 10;
+/** How soon to look again where other routers have all room, ms. */
+const turnMsMax = 1_000;
+/** Worker time that another router has placed on a worker on average before it is known here, ms. */
+const unheardMs = 15;
+/** What waits at several routers counts only by so much for each: all of them act on it, and late. */
+const dividedWeight = 0.5;
 
 /** Time of a step full of new tokens, ms. */
 function longestStepMs(steps: StepModel): number {

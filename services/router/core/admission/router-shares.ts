@@ -32,28 +32,45 @@ interface Account {
 
 interface Peer {
   queued: readonly TenantDemand[];
+  /** The same evened out over the last few messages. */
+  smooth: Map<string, SmoothDemand>;
   readonly served: Map<string, number>;
   heardAt: number;
 }
 
-interface OwnDispatch {
+type Queued = Omit<TenantDemand, "servedMs">;
+type SmoothDemand = { -readonly [K in keyof Queued]: Queued[K] };
+
+/** A question for a turn. */
+export interface TurnQuestion {
   readonly worker: WorkerId;
-  readonly costMs: number;
-  readonly at: number;
+  readonly roomAt: number;
+  /** What asks, as demand. */
+  readonly ask: Queued;
+  /** Worker time that the pool can give per ms. */
+  readonly capacityMsPerMs: number;
 }
 
 /** A router that has said nothing for so long has no demand, ms. */
 const peerStaleMs = 500;
-/** What this router placed reaches its peers within so long, ms: one exchange and the way. */
-const unseenMs = 70;
-/** Ownership of what is left over changes so often, ms. Clocks of hosts must agree to a small part of it. */
-const roundMs = 250;
-/** For so long after each change nobody owns it, ms. */
+/** A worker's room changes hands at most so often, ms. Clocks of hosts must agree to a small part of it. */
+const roundMs = 180;
+/** Fractional part of the golden ratio: steps by it fill a circle most evenly. */
+const goldenRatio = 0.618_033_988_749_895;
+/** Workers whose places are kept. */
+const workersMax = 4_096;
+/** For so long after a change nobody owns it, ms: what routers tell each other is known to all by then. */
 const handOverMs = 50;
 /** Demands are weighed against what the pool can give within this time, ms. */
 const horizonMs = 100;
 /** Demands told to peers at once. */
 const demandsMax = 256;
+/** How far one message moves a router's demand, 0 to 1: it comes and goes faster than the others hear of it. */
+/** Rounds that are looked ahead at for a turn. */
+const roundsAhead = 8;
+const smoothStep = 0.2;
+/** Less demand than this is none, ms. */
+const leastMs = 1;
 /** Shares are worked out anew so often, ms. */
 const shareFreshMs = 5;
 /** An account that changed within it is told, ms. */
@@ -62,11 +79,12 @@ const tellAgainMs = 5_000;
 const keyOf = (className: string, tenant: string): string => `${className}\u0000${tenant}`;
 
 /**
- * How several routers divide what workers can take. Each router knows the demand that waits at the others, works out what
- * every tenant should get of the next moment (priorities, then weights, nobody more than it asks for), and takes of each
- * worker's room the part that the tenants waiting at it should get. What is left of a worker's room by rounding belongs to
- * one router at a time, chosen by weighted rendezvous hashing over worker and moment, so that all routers, asked alone,
- * name the same.
+ * How several routers divide what workers can take. Each router knows the demand that waits at the others, evened out over a
+ * quarter of a second, and works out what every tenant should get of the next moment (priorities, then weights, nobody more
+ * than it asks for); a router's share is what the tenants that wait at it should get. At any moment each worker's room
+ * belongs to one router, for as large a part of the workers and of the time as its share is, by a rule over worker and
+ * moment that all know, so that two routers never fill the same room; a new owner lets a moment pass until it knows what
+ * the one before has placed.
  *
  * While nobody waits anywhere, nothing is divided.
  */
@@ -76,10 +94,12 @@ export class RouterShares {
   readonly #accountsMax: number;
   readonly #accounts = new Map<string, Account>();
   readonly #peers = new Map<string, Peer>();
-  #dispatched: OwnDispatch[] = [];
   #wallOffsetMs = 0;
   #sharesAt = -Infinity;
   readonly #shares = new Map<string, number>();
+  readonly #places = new Map<WorkerId, number>();
+  /** What this router told of itself, evened out as the others do. */
+  readonly #own = new Map<string, SmoothDemand>();
 
   /** `termsOf` gives what a tenant of a class is owed; `undefined` for a class that is unknown here. */
   constructor(options: {
@@ -112,6 +132,8 @@ export class RouterShares {
 
   /** What to tell the other routers: everyone who waits here, and whoever was served lately. At most 256 each. */
   demand(queued: readonly Omit<TenantDemand, "servedMs">[], now: MonoMs): TenantDemand[] {
+    smoothen(this.#own, queued);
+    this.#sharesAt = -Infinity;
     const told = new Map<string, TenantDemand>();
     for (const { className, tenant, queuedMs } of queued.slice(0, demandsMax)) {
       const servedMs = this.#accounts.get(keyOf(className, tenant))?.servedMs ?? 0;
@@ -135,7 +157,7 @@ export class RouterShares {
     let peer = this.#peers.get(router);
     const isNew = peer === undefined;
     if (peer === undefined) {
-      peer = { queued: [], served: new Map(), heardAt: now };
+      peer = { queued: [], smooth: new Map(), served: new Map(), heardAt: now };
       this.#peers.set(router, peer);
     }
     const services: RemoteService[] = [];
@@ -154,6 +176,7 @@ export class RouterShares {
       peer.served.delete(oldest);
     }
     peer.queued = demands.filter((demand) => demand.queuedMs > 0);
+    smoothen(peer.smooth, peer.queued);
     peer.heardAt = now;
     this.#sharesAt = -Infinity;
     return services;
@@ -173,57 +196,40 @@ export class RouterShares {
     return false;
   }
 
-  /** A request was placed on a worker by this router. */
-  dispatched(worker: WorkerId, costMs: number, now: MonoMs): void {
-    if (this.#peers.size === 0) return;
-    this.#dropSeen(now);
-    this.#dispatched.push({ worker, costMs, at: now });
-  }
-
   /**
-   * Whether this router may place a request of so much prefill work on a worker that, as far as is known here, takes
-   * `freeMs` more. `own` is what waits here, the request included; `capacityMsPerMs` what the pool can give.
+   * When a worker that takes more at `roomAt`, as far as is known here, is this router's to fill: `roomAt` itself if it is
+   * so already, +∞ when not soon.
    */
-  allows(
-    question: {
-      readonly worker: WorkerId;
-      readonly costMs: number;
-      readonly freeMs: number;
-      readonly own: readonly Omit<TenantDemand, "servedMs">[];
-      readonly capacityMsPerMs: number;
-    },
-    now: MonoMs,
-  ): boolean {
-    if (!this.isDivided(now)) return true;
-    this.#refresh(question.own, question.capacityMsPerMs, now);
-    const share = this.#shares.get(this.#self) ?? 0;
-    if (share >= 1) return true;
-    this.#dropSeen(now);
-    let unseen = 0;
-    for (const { worker, costMs } of this.#dispatched) {
-      if (worker === question.worker) unseen += costMs;
-    }
-    const room = Math.max(0, question.freeMs) + unseen;
-    if (unseen + question.costMs <= share * room) return true;
-    if (this.#owner(question.worker, now) !== this.#self) return false;
-    // What the others can use of their parts in whole requests of this size is theirs.
-    let others = 0;
-    for (const [router, part] of this.#shares) {
-      if (router !== this.#self) others += Math.floor((part * room) / question.costMs);
-    }
-    return unseen < room - others * question.costMs;
+  turnAt(question: TurnQuestion, now: MonoMs): number {
+    const { worker, roomAt } = question;
+    if (!this.isDivided(now)) return roomAt;
+    this.#refresh(question, now);
+    return (this.#shares.get(this.#self) ?? 0) >= 1 ? roomAt : this.#oursFrom(worker, roomAt);
   }
 
-  /** This router's part of every worker's room, 0 to 1, as worked out last. */
-  shareOf(router: string): number {
-    return this.#shares.get(router) ?? 0;
+  /** Worker time that waits at other routers, ms. */
+  queuedElsewhereMs(now: MonoMs): number {
+    let sum = 0;
+    for (const { queued, heardAt } of this.#peers.values()) {
+      if (now - heardAt > peerStaleMs) continue;
+      for (const { queuedMs } of queued) sum += queuedMs;
+    }
+    return sum;
   }
 
-  #dropSeen(now: MonoMs): void {
-    const list = this.#dispatched;
-    let old = 0;
-    while (old < list.length && now - (list[old] as OwnDispatch).at > unseenMs) old++;
-    if (old > 0) this.#dispatched = list.slice(old);
+  /** Worker time of one tenant that waits at other routers, ms. */
+  tenantElsewhereMs(className: string, tenant: string, now: MonoMs): number {
+    const key = keyOf(className, tenant);
+    let sum = 0;
+    for (const { smooth, heardAt } of this.#peers.values()) {
+      if (now - heardAt <= peerStaleMs) sum += smooth.get(key)?.queuedMs ?? 0;
+    }
+    return sum;
+  }
+
+  /** A worker left. */
+  workerLeft(): void {
+    this.#places.clear();
   }
 
   #forgetOldest(): void {
@@ -234,44 +240,84 @@ export class RouterShares {
     if (oldest !== undefined) this.#accounts.delete(oldest[0]);
   }
 
-  #refresh(
-    own: readonly Omit<TenantDemand, "servedMs">[],
-    capacityMsPerMs: number,
-    now: MonoMs,
-  ): void {
+  #refresh({ ask, capacityMsPerMs }: TurnQuestion, now: MonoMs): void {
     if (now - this.#sharesAt < shareFreshMs) return;
     this.#sharesAt = now;
-    const byRouter = new Map<string, readonly Omit<TenantDemand, "servedMs">[]>([
-      [this.#self, own],
+    // What came since this router told last is known to nobody else yet, so it counts only where nothing was told.
+    const byRouter = new Map<string, readonly Queued[]>([
+      [this.#self, this.#own.size > 0 ? [...this.#own.values()] : [ask]],
     ]);
     for (const [name, peer] of this.#peers) {
-      if (now - peer.heardAt <= peerStaleMs) byRouter.set(name, peer.queued);
+      if (now - peer.heardAt <= peerStaleMs) byRouter.set(name, [...peer.smooth.values()]);
     }
     this.#shares.clear();
     const capacityMs = Math.max(1, capacityMsPerMs * horizonMs);
-    for (const [router, share] of divide(byRouter, this.#termsOf, capacityMs)) {
-      this.#shares.set(router, share);
+    const shares = divide(byRouter, this.#termsOf, capacityMs);
+    // In one order for all routers, since what each owns depends on it.
+    for (const router of [...shares.keys()].sort()) {
+      this.#shares.set(router, shares.get(router) ?? 0);
     }
   }
 
-  /** Who has what is left of a worker's room at this moment: weighted rendezvous hashing. */
-  #owner(worker: WorkerId, now: MonoMs): string | undefined {
-    const moment = now + this.#wallOffsetMs;
+  /**
+   * From when on, after a time, a worker is this router's. The routers' shares lie one after the other on a line from 0 to
+   * 1; every worker has a place on it, the workers evenly spaced, and moves on by the golden ratio each round. So at any
+   * moment each router has its share of the workers, rounded, and every worker comes to each router as evenly as can be.
+   * Rounds of different workers begin at different times.
+   */
+  #oursFrom(worker: WorkerId, from: number): number {
+    const place = this.#placeOf(worker);
+    const moment = from + this.#wallOffsetMs + place * roundMs;
     const round = Math.floor(moment / roundMs);
-    // What the owner before has placed is not known to all yet.
-    if (moment - round * roundMs < handOverMs) return undefined;
-    let best: string | undefined;
-    let bestScore = Infinity;
+    const sinceMs = moment - round * roundMs;
+    let wasOurs = this.#ownerAt(place + (round - 1) * goldenRatio) === this.#self;
+    for (let ahead = 0; ahead < roundsAhead; ahead++) {
+      const isOurs = this.#ownerAt(place + (round + ahead) * goldenRatio) === this.#self;
+      // What another owner before has placed is not known to all at once.
+      const begins = ahead * roundMs - sinceMs + (wasOurs ? 0 : handOverMs);
+      if (isOurs) return from + Math.max(0, begins);
+      wasOurs = isOurs;
+    }
+    return Infinity;
+  }
+
+  #ownerAt(place: number): string | undefined {
+    let left = place - Math.floor(place);
+    let last: string | undefined;
     for (const [router, share] of this.#shares) {
       if (share <= 0) continue;
-      const score = -Math.log(unitHash(`${worker}\u0000${round}\u0000${router}`)) / share;
-      if (score < bestScore || (score === bestScore && best !== undefined && router < best)) {
-        best = router;
-        bestScore = score;
-      }
+      if (left < share) return router;
+      left -= share;
+      last = router;
     }
-    return best;
+    return last;
   }
+
+  /** Place of a worker among those of the pool, 0 to 1. */
+  #placeOf(worker: WorkerId): number {
+    const known = this.#places.get(worker);
+    if (known !== undefined) return known;
+    const workers = [...this.#places.keys(), worker].sort();
+    if (workers.length > workersMax) {
+      this.#places.clear();
+      return unitHash(worker);
+    }
+    for (const [i, name] of workers.entries()) this.#places.set(name, i / workers.length);
+    return this.#places.get(worker) ?? 0;
+  }
+}
+
+/** Moves what is known of a router's demand towards what it told now. */
+function smoothen(known: Map<string, SmoothDemand>, told: readonly Queued[]): void {
+  for (const demand of known.values()) demand.queuedMs *= 1 - smoothStep;
+  for (const { className, tenant, queuedMs } of told) {
+    const key = keyOf(className, tenant);
+    const demand = known.get(key);
+    if (demand === undefined) {
+      known.set(key, { className, tenant, queuedMs: smoothStep * queuedMs });
+    } else demand.queuedMs += smoothStep * queuedMs;
+  }
+  for (const [key, { queuedMs }] of known) if (queuedMs < leastMs) known.delete(key);
 }
 
 /**

@@ -78,8 +78,10 @@ export interface Waiter<T> {
   /** Requests that waited when it came. */
   readonly position: number;
   readonly blockedBy: BlockedBy;
-  /** When it is refused if it still waits. */
+  /** When it is looked at again, or refused if it still waits. */
   expiresAt: number;
+  /** When it is refused after all; later than `expiresAt` while its wait is still to be predicted anew. */
+  refusedAt: number;
   /** What the refusal then says. */
   expiresFor: ShedReason;
   /** Account of the queue that it is on: its tenant's, or one that several share. */

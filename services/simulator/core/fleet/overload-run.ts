@@ -2,7 +2,7 @@ import type { AdmissionOptions } from "../../../router/core/admission/options.ts
 import type { RoomOptions } from "../../../router/core/admission/worker-rooms.ts";
 import { SeededRandom } from "../../../shared/core/random.ts";
 import { Fleet, type FleetRecord } from "./fleet.ts";
-import { defaultDelays, type FleetOptions } from "./fleet-options.ts";
+import { defaultDelays, type FleetDelays, type FleetOptions } from "./fleet-options.ts";
 import { fleetStepModel } from "./fleet-run.ts";
 
 /** One tenant of an overload. */
@@ -23,8 +23,12 @@ export interface OverloadOptions {
   /** Absent, every request is placed at once. */
   readonly admission?: AdmissionOptions;
   readonly rooms?: RoomOptions;
+  /** How long things take between processes, where not as by default. */
+  readonly delays?: Partial<FleetDelays>;
   readonly tenants: readonly OverloadTenant[];
   readonly forMs: number;
+  /** Time between two calls of `atEach`, ms; a second when absent. */
+  readonly lookEveryMs?: number;
   /** Groups of prompts that share their first half. */
   readonly groups: number;
   /** Mean length of a prompt, tokens. */
@@ -50,7 +54,7 @@ function fleetFor(options: OverloadOptions): FleetOptions {
     announcedModel: fleetStepModel,
     meshBlockSizeTokens: blockTokens,
     policy: "kv",
-    delays: { ...defaultDelays, reportEveryMs: 100 },
+    delays: { ...defaultDelays, ...options.delays },
     view: "live",
     tellsTokensMax: false,
     graceMs: 5_000,
@@ -106,7 +110,8 @@ export function runOverload(options: OverloadOptions, atEach?: (fleet: Fleet) =>
     next(-(Math.log(1 - random.next()) * 1_000) / tenant.perSecond);
   }
   const endMs = startMs + options.forMs;
-  for (let at = startMs + 1_000; at <= endMs; at += 1_000) {
+  const lookEveryMs = options.lookEveryMs ?? 1_000;
+  for (let at = startMs + lookEveryMs; at <= endMs; at += lookEveryMs) {
     fleet.time.runUntil(at);
     atEach?.(fleet);
   }
