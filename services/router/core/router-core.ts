@@ -39,14 +39,8 @@ import {
 import type { Member, MemberFacts, MemberNotice } from "./membership/member.ts";
 import { Members } from "./membership/members.ts";
 import type { CandidateInput, PlacementRequest, ScoredCandidate } from "./placement/candidate.ts";
-import { pairDefaults, PairPlacer } from "./placement/pairs/pair-placer.ts";
-import type { PairAsk, PairOptions, PairVerdict } from "./placement/pairs/pair-placer.ts";
-import { decisionOfKey, isPrefillKey, prefillKeyOf } from "./placement/pairs/pair-legs.ts";
-import { LegEnds } from "./relays/leg-ends.ts";
-import { RelayRoster } from "./relays/relay-roster.ts";
 import { rank } from "./placement/place.ts";
 import { PlacementTable, type Eligible, type KnownSpeed } from "./placement/placement-table.ts";
-import { isAllowed } from "./placement/placement-table.ts";
 import { reusableTokens, RowRanker, shortRanking } from "./placement/row-ranking.ts";
 import { seedOf } from "./placement/baselines/draw.ts";
 import { preferences, type CostWeights, type Preference } from "./placement/estimate.ts";
