@@ -18,6 +18,8 @@ export const layout = {
   end: 0,
   key: 16,
   masks: 64,
+  /** Where the words of a window are looked for: an offset each. */
+  sets: 128,
   text: long.at + tableSize(long),
   /** Bytes 0 that stand behind the text. */
   padding: 64,
@@ -46,32 +48,59 @@ function runBody(rules: SplitRules): Code {
     ...w.store32(w.i32(0), g(out), layout.end),
     ...w.return(g(at)),
   ];
-  const take = (code: WordTableCode, locals: typeof inShort | typeof inLong): Code => [
+  const { at, to, starts, some, place, skip } = windowLocals;
+  const setSize = w.set(size, w.sub(w.add(g(at), w.wrap(w.ctz64(g(some)))), g(word)));
+  /** For the words that end in the window, one after the other. */
+  const eachWord = (...code: readonly Code[]): Code => [
+    ...w.set(some, g(starts)),
+    ...w.set(place, w.i32(0)),
+    ...w.loop(
+      setSize,
+      ...code,
+      w.set(word, w.add(g(word), g(size))),
+      w.set(place, w.add(g(place), w.i32(4))),
+      w.set(some, w.and64(g(some), w.sub64(g(some), w.i64(1n)))),
+      w.brIf(0, w.eqz(w.eqz64(g(some)))),
+    ),
+  ];
+  const isLong = w.gtS(g(size), w.i32(wordSizeMax(short)));
+  const prepare = (code: WordTableCode, locals: typeof inShort | typeof inLong): Code => [
+    ...code.read(locals),
     ...code.seek(locals),
+    ...w.store32(g(place), g(entry), layout.sets),
+    ...w.set(skip, w.xor(g(skip), code.touch(locals))),
+  ];
+  const take = (code: WordTableCode, locals: typeof inShort | typeof inLong): Code => [
+    ...w.set(entry, w.load32(g(place), layout.sets)),
+    ...code.read(locals),
     ...code.find(locals, leave(word)),
     ...code.put(locals, out),
     ...w.set(out, w.add(g(out), w.shl(code.count(locals), w.i32(2)))),
   ];
-  const { at, to, starts } = windowLocals;
   return [
     ...w.set(word, g(at)),
     ...w.loop(
       w.if(w.geS(g(at), g(to)), leave(at)),
       findWordEnds(rules, leave(at)),
       w.if(w.eqz64(g(starts)), leave(at)),
-      w.loop(
-        w.set(size, w.sub(w.add(g(at), w.wrap(w.ctz64(g(starts)))), g(word))),
+      // All sets of the window's words are asked of memory at once, then looked into.
+      eachWord(
         w.ifElse(
-          w.gtS(g(size), w.i32(wordSizeMax(short))),
+          isLong,
+          w.if(w.leS(g(size), w.i32(wordSizeMax(long))), prepare(longCode, inLong)),
+          prepare(shortCode, inShort),
+        ),
+      ),
+      w.set(word, g(at)),
+      eachWord(
+        w.ifElse(
+          isLong,
           [
             ...w.if(w.gtS(g(size), w.i32(wordSizeMax(long))), leave(word)),
             ...take(longCode, inLong),
           ],
           take(shortCode, inShort),
         ),
-        w.set(word, w.add(g(word), g(size))),
-        w.set(starts, w.and64(g(starts), w.sub64(g(starts), w.i64(1n)))),
-        w.brIf(0, w.eqz(w.eqz64(g(starts)))),
       ),
       w.set(at, g(word)),
       w.br(0),
@@ -91,12 +120,14 @@ const putBody: Code = [
   ...w.if(
     w.leS(g(placed.size), w.i32(wordSizeMax(short))),
     w.block(
+      shortCode.read(placedShort),
       shortCode.seek(placedShort),
       shortCode.find(placedShort, w.br(2)),
       shortCode.put(placedShort, third),
       w.return(shortCode.count(placedShort)),
     ),
   ),
+  ...longCode.read(placedLong),
   ...longCode.seek(placedLong),
   ...longCode.find(placedLong, w.return(w.i32(0))),
   ...longCode.put(placedLong, third),

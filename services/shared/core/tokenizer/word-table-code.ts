@@ -60,11 +60,20 @@ export class WordTableCode {
     this.#entrySize = 32 * table.vectors;
   }
 
-  /** Takes the word of `size` bytes at `from` into `key`, and its set into `entry`. */
-  seek(locals: WordLocals): Code {
-    const { from, size, entry, hash, key } = locals;
-    const last = this.#table.vectors - 1;
+  /** Takes the word of `size` bytes at `from` into `key`. */
+  read({ from, size, key }: WordLocals): Code {
+    const last = key[key.length - 1] as number;
     const mask = w.sub(w.i32(this.#keys.masks + 32), g(size));
+    return [
+      ...key.flatMap((local, i) =>
+        w.set(local, w.andV(w.loadV(g(from), 16 * i), w.loadV(mask, 16 * i))),
+      ),
+      ...w.set(last, w.setByte(15, g(last), g(size))),
+    ];
+  }
+
+  /** Sets `entry` to the set of the word in `key`. */
+  seek({ entry, hash, key }: WordLocals): Code {
     const half = (vector: number, lane: 0 | 1, start: Code): Code =>
       w.mul64(
         w.xor64(w.lane64(lane, g(key[vector] as number)), start),
@@ -73,10 +82,6 @@ export class WordTableCode {
     const starting = (lane: 0 | 1): Code => w.load64(w.i32(0), this.#keys.key + 16 * lane);
     const fold = w.set(hash, w.xor64(g(hash), w.shrU64(g(hash), w.i64(32n))));
     return [
-      ...key.flatMap((local, i) =>
-        w.set(local, w.andV(w.loadV(g(from), 16 * i), w.loadV(mask, 16 * i))),
-      ),
-      ...w.set(key[last] as number, w.setByte(15, g(key[last] as number), g(size))),
       ...key.flatMap((_, i) => [
         ...w.set(
           hash,
@@ -95,6 +100,11 @@ export class WordTableCode {
     ];
   }
 
+  /** Reads the first byte of the set, so that it is on its way when it is looked into. */
+  touch({ entry }: WordLocals): Code {
+    return w.load8(g(entry), this.#table.at);
+  }
+
   /** Moves `entry` from its set to the word; runs `otherwise`, which leaves, when the set does not have it. */
   find({ entry, key }: WordLocals, otherwise: Code): Code {
     const differs = (offset: number): Code =>
@@ -103,7 +113,11 @@ export class WordTableCode {
           .map((local, i) => w.xorV(g(local), w.loadV(g(entry), this.#table.at + offset + 16 * i)))
           .reduce((some, more) => w.orV(some, more)),
       );
-    return w.if(differs(0), w.if(differs(this.#entrySize), otherwise), this.#second(entry));
+    // Which of the two it is does not show beforehand: no branch.
+    return [
+      ...w.if(w.and(differs(0), differs(this.#entrySize)), otherwise),
+      ...w.set(entry, w.add(g(entry), w.shl(differs(0), w.i32(Math.log2(this.#entrySize))))),
+    ];
   }
 
   /** Writes the tokens of the entry to an address, zeros behind them, and marks its word as met again. */
@@ -141,6 +155,7 @@ export class WordTableCode {
       w.load8(g(entry), this.#table.at + offset + 16 * key.length - 1);
     const forget = (offset: number): Code => w.store8(g(entry), w.i32(0), this.#usedAt + offset);
     return [
+      ...this.read(locals),
       ...this.seek(locals),
       ...w.if(
         isTaken(0),
