@@ -1,6 +1,6 @@
 import { MeshError } from "../../../shared/core/errors.ts";
 import { isBlockContent } from "./block-content.ts";
-import { chunkBytesMax, type Frame } from "./frames.ts";
+import type { Frame } from "./frames.ts";
 
 type Chunk = Extract<Frame, { kind: "chunk" }>;
 
@@ -25,24 +25,21 @@ export class PullAssembly {
   readonly #keys: Uint32Array;
   readonly #bytesPerBlock: number;
   readonly #checksum: (bytes: Uint8Array) => number;
-  readonly #scratch: Uint32Array;
   readonly #damaged = new Set<number>();
   readonly #foreign = new Map<number, { low: number; high: number }>();
   #nextBlock = 0;
   #nextOffset = 0;
   #receivedBytes = 0;
 
-  /** `keys` holds (low, high) of each block asked for; `scratch` at least one chunk, shared by pulls. */
+  /** `keys` holds (low, high) of each block asked for. */
   constructor(options: {
     keys: Uint32Array;
     bytesPerBlock: number;
     checksum: (bytes: Uint8Array) => number;
-    scratch: Uint32Array;
   }) {
     this.#keys = options.keys;
     this.#bytesPerBlock = options.bytesPerBlock;
     this.#checksum = options.checksum;
-    this.#scratch = options.scratch;
   }
 
   get blockCount(): number {
@@ -107,12 +104,7 @@ export class PullAssembly {
       low: this.#keys[block * 2] as number,
       high: this.#keys[block * 2 + 1] as number,
     };
-    if (this.#foreign.has(block) || isBlockContent(words, key, firstWord, this.#scratch)) return;
+    if (this.#foreign.has(block) || isBlockContent(words, key, firstWord)) return;
     this.#foreign.set(block, { low: words[0] as number, high: words[1] as number });
   }
-}
-
-/** Room for comparing one chunk. */
-export function createPullScratch(): Uint32Array {
-  return new Uint32Array(chunkBytesMax / 4);
 }

@@ -3,11 +3,10 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { fillBlockContent, segmentBytes } from "./block-content.ts";
 import { chunkBlocksMax, chunkBytesMax, type Frame } from "./frames.ts";
-import { createPullScratch, PullAssembly } from "./pull-assembly.ts";
+import { PullAssembly } from "./pull-assembly.ts";
 import { chunkBytesFor, planChunks, type ChunkPlan } from "./pull-plan.ts";
 
 type Chunk = Extract<Frame, { kind: "chunk" }>;
-const scratch = createPullScratch();
 const size = fc.oneof(
   fc.integer({ min: 1, max: 300 }).map((units) => units * 16),
   fc.integer({ min: 10, max: 60 }).map((kib) => kib * 16_384 + 16),
@@ -33,7 +32,7 @@ function chunkOf(plan: ChunkPlan, keys: Uint32Array, foreign: ReadonlySet<number
 }
 
 const assemblyOf = (keys: Uint32Array, bytesPerBlock: number): PullAssembly =>
-  new PullAssembly({ keys, bytesPerBlock, checksum: crc32, scratch });
+  new PullAssembly({ keys, bytesPerBlock, checksum: crc32 });
 
 describe("a plan of chunks", () => {
   test("covers every byte once, in order, within the limits", () => {

@@ -10,11 +10,7 @@ import {
   type Frame,
   type PullMode,
 } from "../../core/kv-transfer/frames.ts";
-import {
-  createPullScratch,
-  PullAssembly,
-  type PulledBlocks,
-} from "../../core/kv-transfer/pull-assembly.ts";
+import { PullAssembly, type PulledBlocks } from "../../core/kv-transfer/pull-assembly.ts";
 import type { KvIdentity } from "./kv-server.ts";
 
 /** Bytes read from a socket at once, into a buffer that is used again for every read. */
@@ -97,7 +93,6 @@ export class KvPeers {
   readonly #options: KvPeersOptions;
   readonly #peers = new Map<string, Peer>();
   readonly #known = new Set<string>();
-  readonly #scratch = createPullScratch();
   readonly #timer: NodeJS.Timeout;
   #nextId = 1;
   #closed = false;
@@ -140,7 +135,6 @@ export class KvPeers {
       keys: order.keys,
       bytesPerBlock,
       checksum: crc32,
-      scratch: this.#scratch,
     });
     const now = clock.now();
     const { promise, resolve } = Promise.withResolvers<PullOutcome>();
