@@ -70,10 +70,10 @@ export function* generate(ask: OracleAsk): Generator<OracleStep> {
     let finishReason: OracleStep["finishReason"] = null;
     if (id === endId || ask.stopTokenIds?.includes(id) === true) finishReason = "stop";
     else if (count > (ask.tokensMin ?? 0)) {
-      const from = Math.max(0, before - holdMax);
-      const cut = Math.min(
-        ...stop.map((one) => text.indexOf(one, from)).map((at) => (at < 0 ? Infinity : at)),
-      );
+      const found = stop
+        .map((one) => text.indexOf(one, Math.max(0, before - one.length + 1)))
+        .filter((at) => at >= 0);
+      const cut = found[0] ?? Infinity;
       if (cut !== Infinity) {
         text = text.slice(0, cut);
         finishReason = "stop";

@@ -235,7 +235,7 @@ describe("request run", () => {
         expect(open).toEqual({ prefill: 0, answer: 0 });
         expect(heads).toBeLessThanOrEqual(1);
       }),
-      { numRuns: 3_000 },
+      { numRuns: 800 },
     );
   });
 });
