@@ -5,7 +5,7 @@ import { Deserializer, Serializer } from "node:v8";
 import type { TokenizerTables } from "../core/tokenizer/tables.ts";
 
 /** Raised whenever the layout of the tables changes; older files are then built again and replaced. */
-const formatVersion = 4;
+const formatVersion = 5;
 const digestSize = 32;
 
 function cachePath(json: Uint8Array, folder: string): string {

@@ -68,13 +68,23 @@ export class FusedBpe implements Tokenizer {
     this.#merger = new PairMerger(tables.merges);
     this.#allAdded = new TokenScanner(tables.addedTokens);
     this.#ordinaryAdded = new TokenScanner(tables.ordinaryAddedTokens);
-    const starts = tokenStarts(tables.addedTokens);
-    this.#keptRuns = WordRuns.create(tables.splitRules, starts, tables.words.hashKey);
+    this.#keptRuns = WordRuns.create({
+      rules: tables.splitRules,
+      starts: tokenStarts(tables.addedTokens),
+      merges: tables.merges,
+      ignoreMerges: tables.ignoreMerges,
+      key: tables.words.hashKey,
+    });
     this.#runs = this.#keptRuns;
   }
 
-  /** Words that had to be merged so far: neither one token nor learned. */
-  mergedWords = 0;
+  /** Words that had to be merged so far. */
+  get mergedWords(): number {
+    return this.#merged + this.#keptRuns.mergedWords;
+  }
+
+  /** Of these the ones that were too long for `WordRuns`. */
+  #merged = 0;
 
   /** The added tokens: each is looked for in a text first, and what is between two of them is encoded by itself. */
   addedTokens(): { readonly id: number; readonly text: string }[] {
@@ -134,7 +144,7 @@ export class FusedBpe implements Tokenizer {
     // A UTF-16 code unit is at most three bytes of UTF-8.
     const sizeMax = typeof text === "string" ? 3 * text.length : text.length;
     if (sizeMax <= scratchKeptMax) this.#runs = this.#keptRuns;
-    else this.#runs = this.#keptRuns.fresh(this.#tables.words.hashKey, sizeMax);
+    else this.#runs = this.#keptRuns.fresh(sizeMax);
     this.#runs.reserve(sizeMax, sizeMax);
     const { bytes, from } = this.#runs;
     let to = from + text.length;
@@ -210,13 +220,14 @@ export class FusedBpe implements Tokenizer {
     return count;
   }
 
-  /** Appends the tokens of a word. */
+  /** Appends the tokens of a word that `WordRuns` leaves, or of one of another text. */
   #encodeWord(text: Text, from: number, to: number, n: number): number {
     const { bytes, view } = text;
     const runs = this.#runs;
     const { ids } = runs;
     const size = to - from;
-    if (text === runs) {
+    const isOfRuns = text === runs;
+    if (isOfRuns) {
       const known = runs.put(from, size, n);
       if (known > 0) return n + known;
     }
@@ -226,18 +237,18 @@ export class FusedBpe implements Tokenizer {
         : this.#words.find(view, from, to);
     if (id >= 0) {
       ids[n] = id;
-      if (text === runs) runs.learn(from, size, ids.subarray(n, n + 1), 1);
+      if (isOfRuns) runs.learn(from, size, id);
       return n + 1;
     }
     const { hash } = this.#words;
+    const merged = isOfRuns ? runs.merge(from, size, n) : 0;
+    if (merged > 0) return n + merged;
     const known = this.#longWords.copy(view, from, size, hash, ids, n);
     if (known > 0) return n + known;
-    this.mergedWords++;
+    this.#merged++;
     const count = this.#merger.merge(bytes, from, to);
     const { tokens } = this.#merger;
-    if (text !== runs || !runs.learn(from, size, tokens, count)) {
-      this.#longWords.learn(view, from, size, hash, tokens, count);
-    }
+    this.#longWords.learn(view, from, size, hash, tokens, count);
     for (let i = 0; i < count; i++) ids[n + i] = tokens[i] as number;
     return n + count;
   }

@@ -13,7 +13,8 @@
  */
 export type PairTable = Int32Array<ArrayBuffer>;
 
-const idBits = 22;
+/** Bits of an id in an entry; the others are of the rank. */
+export const idBits = 22;
 const idMask = (1 << idBits) - 1;
 const rankBits = 32 - idBits;
 const rankMask = (1 << rankBits) - 1;
@@ -25,7 +26,8 @@ export const pairsMax = (1 << (2 * rankBits)) - 2;
 const scanLengthMax = 48;
 /** Scratch arrays above this many symbols are given back after use. */
 const scratchKeptMax = 1 << 16;
-const noRank = 0x7fff_ffff;
+/** Rank of what is no pair. */
+export const noRank = 0x7fff_ffff;
 
 /** Slots of the pair table take the low bits of the hash, the filter its high ones. */
 function pairHash(left: number, right: number): number {

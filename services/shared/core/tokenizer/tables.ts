@@ -29,6 +29,8 @@ export interface TokenizerTables {
   readonly vocabularySize: number;
   readonly splitRules: SplitRules;
   readonly normaliseNfc: boolean;
+  /** Whether a word that is a vocabulary entry is that entry, whatever merging would give. */
+  readonly ignoreMerges: boolean;
   readonly prefixIds: readonly number[];
   /** Bytes of token i are `tokenBytes[tokenOffsets[i] … tokenOffsets[i + 1])`; empty for unused ids. */
   readonly tokenBytes: Uint8Array<ArrayBuffer>;
@@ -72,6 +74,7 @@ export function buildTables(file: BpeModelFile, hashKey: Int32Array<ArrayBuffer>
     vocabularySize: tokens.tokenOffsets.length - 1,
     splitRules: file.splitRules,
     normaliseNfc: file.normaliseNfc,
+    ignoreMerges: file.ignoreMerges,
     prefixIds: file.prefixIds,
     ...tokens,
     merges,
@@ -161,7 +164,7 @@ function buildPairs(file: BpeModelFile): [PairTable, Int32Array<ArrayBuffer>] {
         `model.merges[${String(rank)}] joins ${JSON.stringify([leftText, rightText])}, but one of the parts or the result is not in model.vocab`,
       );
     }
-    if (Math.max(left, right) > pairIdMax) {
+    if (Math.max(left, right, merged) > pairIdMax) {
       throw contradiction(`model.merges[${String(rank)}] has an id above ${String(pairIdMax)}`);
     }
     addPair(pairs, { left, right, rank });

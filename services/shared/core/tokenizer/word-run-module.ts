@@ -1,6 +1,13 @@
 import { assembleModule, wasm as w, wasmTypes, type Code } from "../wasm/wasm-assembler.ts";
 import type { SplitRules } from "./split-rules.ts";
-import { tableSize, wordSizeMax, WordTableCode, type WordTable } from "./word-table-code.ts";
+import {
+  tableSize,
+  tokensMax,
+  wordSizeMax,
+  WordTableCode,
+  type WordTable,
+} from "./word-table-code.ts";
+import { mergeFunctions, type MergeLayout } from "./merge-code.ts";
 import { findWordEnds, windowLocals } from "./word-window.ts";
 
 const fixedSize = 512;
@@ -20,7 +27,8 @@ export const layout = {
   masks: 64,
   /** Where the words of a window are looked for: an offset each. */
   sets: 128,
-  text: long.at + tableSize(long),
+  /** What merging needs, then the text. */
+  merging: long.at + tableSize(long),
   /** Bytes 0 that stand behind the text. */
   padding: 64,
 } as const;
@@ -39,15 +47,20 @@ const found = { from: word, size, entry, hash } as const;
 const inShort = { ...found, key: [31] } as const;
 const inLong = { ...found, key: [31, 32] } as const;
 
+/** Numbers of functions that others call, in the order in which they are in the module. */
+const called = { rank: 0, merge: 1, placeShort: 2, placeLong: 3, learn: 4 } as const;
+
 /**
- * `run(from, to, out)`: puts the tokens of the words of `[from, to)` to `out` as long as the tables have them. Returns `to`,
- * or where the word begins that they lack; `end` says where the tokens end.
+ * `run(from, to, out)`: puts the tokens of the words of `[from, to)` to `out`. Words that the tables lack are merged and put
+ * there, unless `ignoreMerges` makes it the vocabulary's business what they are. Returns `to`, or where the word begins
+ * that it does not read; `end` says where the tokens end.
  */
-function runBody(rules: SplitRules): Code {
+function runBody(rules: SplitRules, ignoreMerges: boolean): Code {
   const leave = (at: number): Code => [
     ...w.store32(w.i32(0), g(out), layout.end),
     ...w.return(g(at)),
   ];
+  const advance = (count: Code): Code => w.set(out, w.add(g(out), w.shl(count, w.i32(2))));
   const { at, to, starts, some, place, skip } = windowLocals;
   const setSize = w.set(size, w.sub(w.add(g(at), w.wrap(w.ctz64(g(some)))), g(word)));
   /** For the words that end in the window, one after the other. */
@@ -73,9 +86,11 @@ function runBody(rules: SplitRules): Code {
   const take = (code: WordTableCode, locals: typeof inShort | typeof inLong): Code => [
     ...w.set(entry, w.load32(g(place), layout.sets)),
     ...code.read(locals),
-    ...code.find(locals, leave(word)),
-    ...code.put(locals, out),
-    ...w.set(out, w.add(g(out), w.shl(code.count(locals), w.i32(2)))),
+    ...w.ifElse(
+      code.lacks(locals),
+      ignoreMerges ? leave(word) : advance(w.call(called.learn, g(word), g(size), g(out))),
+      [...code.choose(locals), ...code.put(locals, out), ...advance(code.count(locals))],
+    ),
   ];
   return [
     ...w.set(word, g(at)),
@@ -119,19 +134,39 @@ const placedLong = { ...placed, key: [5, 6] } as const;
 const putBody: Code = [
   ...w.if(
     w.leS(g(placed.size), w.i32(wordSizeMax(short))),
-    w.block(
-      shortCode.read(placedShort),
-      shortCode.seek(placedShort),
-      shortCode.find(placedShort, w.br(2)),
+    shortCode.read(placedShort),
+    shortCode.seek(placedShort),
+    w.if(
+      w.eqz(shortCode.lacks(placedShort)),
+      shortCode.choose(placedShort),
       shortCode.put(placedShort, third),
       w.return(shortCode.count(placedShort)),
     ),
   ),
   ...longCode.read(placedLong),
   ...longCode.seek(placedLong),
-  ...longCode.find(placedLong, w.return(w.i32(0))),
+  ...w.if(longCode.lacks(placedLong), w.return(w.i32(0))),
+  ...longCode.choose(placedLong),
   ...longCode.put(placedLong, third),
   ...longCode.count(placedLong),
+];
+
+/**
+ * `learn(from, size, out)`: merges a word of up to `mergedSizeMax` bytes, writes its tokens to `out` and, if they are few enough, to a
+ * table; returns how many there are. Locals: 3 the count, 4 an address.
+ */
+const learnBody: Code = [
+  ...w.set(3, w.call(called.merge, g(0), g(1), g(2))),
+  ...w.ifElse(
+    w.and(w.leS(g(1), w.i32(wordSizeMax(short))), w.leS(g(3), w.i32(tokensMax(short)))),
+    [...w.set(4, w.call(called.placeShort, g(0), g(1))), ...shortCode.putPlaced(4, 2, 3)],
+    w.if(
+      w.leS(g(3), w.i32(tokensMax(long))),
+      w.set(4, w.call(called.placeLong, g(0), g(1))),
+      longCode.putPlaced(4, 2, 3),
+    ),
+  ),
+  ...g(3),
 ];
 
 /** `ascii(from, to)`: 1 when no byte of the text is above 127, else 0; bytes up to 64 behind it are 0. */
@@ -194,24 +229,20 @@ function markBody(starts: TokenStarts | undefined): Code {
 
 const { i32, i64, v128 } = wasmTypes;
 
-/** The module's bytes, for one family of rules and one set of added tokens; `undefined` for tokens that begin anyhow. */
-export function assembleRunModule(
-  rules: SplitRules,
-  starts: TokenStarts | undefined,
-): Uint8Array<ArrayBuffer> {
+/** What a module is made for. */
+export interface RunModuleOptions {
+  readonly rules: SplitRules;
+  /** What added tokens begin with; `undefined` when that is too varied. */
+  readonly starts: TokenStarts | undefined;
+  readonly merging: MergeLayout;
+  /** Whether a word that is a vocabulary entry is that entry, whatever merging would give. */
+  readonly ignoreMerges: boolean;
+}
+
+/** The module's bytes. */
+export function assembleRunModule(options: RunModuleOptions): Uint8Array<ArrayBuffer> {
   return assembleModule([
-    {
-      name: "run",
-      parameters: 3,
-      locals: [
-        ...new Array<number>(7).fill(i32),
-        ...new Array<number>(15).fill(i64),
-        ...new Array<number>(4).fill(v128),
-        ...[i64, i32, v128, v128],
-      ],
-      body: runBody(rules),
-    },
-    { name: "put", parameters: 3, locals: [i32, i64, v128, v128], body: putBody },
+    ...mergeFunctions(options.merging, called.rank),
     {
       name: "placeShort",
       parameters: 2,
@@ -224,7 +255,20 @@ export function assembleRunModule(
       locals: [i32, i32, i64, v128, v128],
       body: longCode.place(placedLong, third),
     },
-    { name: "mark", parameters: 2, locals: [i32], body: markBody(starts) },
+    { name: "learn", parameters: 3, locals: [i32, i32], body: learnBody },
+    { name: "put", parameters: 3, locals: [i32, i64, v128, v128], body: putBody },
+    {
+      name: "run",
+      parameters: 3,
+      locals: [
+        ...new Array<number>(7).fill(i32),
+        ...new Array<number>(15).fill(i64),
+        ...new Array<number>(4).fill(v128),
+        ...[i64, i32, v128, v128],
+      ],
+      body: runBody(options.rules, options.ignoreMerges),
+    },
+    { name: "mark", parameters: 2, locals: [i32], body: markBody(options.starts) },
     { name: "ascii", parameters: 2, locals: [], body: asciiBody },
   ]);
 }

@@ -4,6 +4,8 @@ import {
   instantiateModule,
   type WasmMemory,
 } from "../wasm/wasm-instance.ts";
+import { mergedSizeMax, mergeLayout, putMergeTables } from "./merge-code.ts";
+import type { MergeTables } from "./pair-merger.ts";
 import type { SplitRules } from "./split-rules.ts";
 import { assembleRunModule, layout, wordTables, type TokenStarts } from "./word-run-module.ts";
 import { tokensMax, wordSizeMax } from "./word-table-code.ts";
@@ -12,14 +14,12 @@ import { tokensMax, wordSizeMax } from "./word-table-code.ts";
 interface RunExports {
   readonly run: (from: number, to: number, out: number) => number;
   readonly put: (from: number, size: number, out: number) => number;
+  readonly learn: (from: number, size: number, out: number) => number;
   readonly placeShort: (from: number, size: number) => number;
   readonly placeLong: (from: number, size: number) => number;
   readonly mark: (from: number, to: number) => number;
   readonly ascii: (from: number, to: number) => number;
 }
-
-/** Ids of more bits have no room beside the count of a word's tokens. */
-const idsMax = 1 << 24;
 
 /** Text of at least this size is made room for, bytes. */
 const textSizeMin = 1 << 14;
@@ -29,12 +29,25 @@ const { short, long } = wordTables;
 const keptSizeMax = wordSizeMax(long);
 const keptTokensMax = tokensMax(long);
 
+/** What words are cut and merged by. */
+export interface WordRunsOptions {
+  readonly rules: SplitRules;
+  /** What added tokens begin with; `undefined` when that is too varied to be looked for at once. */
+  readonly starts: TokenStarts | undefined;
+  readonly merges: MergeTables;
+  /** Whether a word that is a vocabulary entry is that entry, whatever merging would give. */
+  readonly ignoreMerges: boolean;
+  /** Four random 32-bit numbers. */
+  readonly key: Int32Array;
+}
+
 /**
- * Cuts ASCII text into words and puts their tokens in a row with vector instructions, for words met before of up to 31
- * bytes and eight tokens each, 160 Ki of them. What it does not know, or is not ASCII, it leaves to its user one word at a
- * time, and may be told of it (`learn`).
+ * Cuts ASCII text into words and puts their tokens in a row with vector instructions. Words of up to 31 bytes and eight tokens
+ * are remembered, 160 Ki of them. What is longer or not ASCII, and with `ignoreMerges` what is new, it leaves to its user
+ * one word at a time.
  *
- * Text lies in the module's memory at `from`, its ids there at `ids[0]`. Memory: 6 MB and five times the largest text.
+ * Text lies in the module's memory at `from`, its ids there at `ids[0]`. Memory: 6 MB, the tables for merging (3 MB for a
+ * vocabulary of 150 000), and five times the largest text.
  */
 export class WordRuns {
   /** The memory in four views, made anew when it grows. Behind the text stand 64 zeros. */
@@ -43,7 +56,8 @@ export class WordRuns {
   view: DataView<ArrayBuffer>;
   ids: Uint32Array<ArrayBuffer>;
   /** Where text begins in `bytes`. */
-  readonly from = layout.text;
+  readonly from: number;
+  readonly #options: WordRunsOptions;
   readonly #module: object;
   readonly #memory: WasmMemory;
   readonly #exports: RunExports;
@@ -51,9 +65,18 @@ export class WordRuns {
   #room = 0;
   #tokensRoom = 0;
 
-  private constructor(module: object, key: Int32Array, textSize: number) {
-    this.#module = module;
-    const { memory, exports } = instantiateModule(module, layout.text);
+  readonly #mergedCountAt: number;
+
+  private constructor(options: WordRunsOptions, textSize: number, module?: object) {
+    const { starts, rules, ignoreMerges, key } = options;
+    const merging = mergeLayout(layout.merging, options.merges);
+    this.#options = options;
+    this.#module =
+      module ?? compileModule(assembleRunModule({ rules, starts, merging, ignoreMerges }));
+    this.from = merging.end;
+    this.#mergedCountAt = merging.count / 4;
+    const { memory, exports } = instantiateModule(this.#module, this.from);
+    putMergeTables(memory.buffer, merging, options.merges);
     this.#memory = memory;
     this.#exports = exports as RunExports;
     this.bytes = new Uint8Array(memory.buffer);
@@ -71,14 +94,19 @@ export class WordRuns {
     this.reserve(textSize, textSize);
   }
 
-  /** `key`: four random 32-bit numbers. */
-  static create(rules: SplitRules, starts: TokenStarts | undefined, key: Int32Array): WordRuns {
-    return new WordRuns(compileModule(assembleRunModule(rules, starts)), key, textSizeMin);
+  /** One that knows no words yet. */
+  static create(options: WordRunsOptions): WordRuns {
+    return new WordRuns(options, textSizeMin);
   }
 
   /** Another one that knows no words yet, with room for `textSize` bytes. */
-  fresh(key: Int32Array, textSize: number): WordRuns {
-    return new WordRuns(this.#module, key, textSize);
+  fresh(textSize: number): WordRuns {
+    return new WordRuns(this.#options, textSize, this.#module);
+  }
+
+  /** Words that have been merged so far. */
+  get mergedWords(): number {
+    return this.words[this.#mergedCountAt] as number;
   }
 
   /** Makes room for a text and its tokens. The text stays, ids do not. */
@@ -86,7 +114,7 @@ export class WordRuns {
     if (textSize <= this.#room && tokens <= this.#tokensRoom) return;
     this.#room = Math.max(textSizeMin, this.#room, 2 ** Math.ceil(Math.log2(textSize)));
     this.#tokensRoom = Math.max(this.#room, tokens);
-    this.#idsAt = layout.text + this.#room + layout.padding;
+    this.#idsAt = this.from + this.#room + layout.padding;
     growMemory(this.#memory, this.#idsAt + 4 * (this.#tokensRoom + keptTokensMax));
     const { buffer } = this.#memory;
     this.bytes = new Uint8Array(buffer);
@@ -118,18 +146,21 @@ export class WordRuns {
     return size > keptSizeMax ? 0 : this.#exports.put(from, size, this.#idsAt + 4 * count);
   }
 
-  /** Remembers a word that it did not know; not one that is too long or has too many tokens. Says whether it does. */
-  learn(from: number, size: number, tokens: ArrayLike<number>, count: number): boolean {
-    const isShort = size <= wordSizeMax(short) && count <= tokensMax(short);
-    if (!isShort && (size > keptSizeMax || count > keptTokensMax)) return false;
-    for (let i = 0; i < count; i++) if ((tokens[i] as number) >= idsMax) return false;
-    const room = isShort ? tokensMax(short) : keptTokensMax;
+  /** Merges a word that it did not know, puts its tokens to `ids[count …]` and returns how many there are; 0 for a long one. */
+  merge(from: number, size: number, count: number): number {
+    return size > mergedSizeMax ? 0 : this.#exports.learn(from, size, this.#idsAt + 4 * count);
+  }
+
+  /** Remembers a word that it did not know and that is one token. */
+  learn(from: number, size: number, token: number): void {
+    if (size > keptSizeMax) return;
+    const isShort = size <= wordSizeMax(short);
     const { placeShort, placeLong } = this.#exports;
     const at = (isShort ? placeShort(from, size) : placeLong(from, size)) / 4;
-    const { words } = this;
-    for (let i = 0; i < room; i++) words[at + i] = i < count ? (tokens[i] as number) : 0;
-    words[at + room - 1] = (words[at + room - 1] as number) | (count << 24);
-    return true;
+    const room = isShort ? tokensMax(short) : keptTokensMax;
+    this.words.fill(0, at, at + room);
+    this.words[at] = token;
+    this.words[at + room - 1] = 1 << 24;
   }
 
   /** The first place in `[from, to)` where an added token may begin; `to` or more for none. */

@@ -105,19 +105,16 @@ export class WordTableCode {
     return w.load8(g(entry), this.#table.at);
   }
 
-  /** Moves `entry` from its set to the word; runs `otherwise`, which leaves, when the set does not have it. */
-  find({ entry, key }: WordLocals, otherwise: Code): Code {
-    const differs = (offset: number): Code =>
-      w.anyTrue(
-        key
-          .map((local, i) => w.xorV(g(local), w.loadV(g(entry), this.#table.at + offset + 16 * i)))
-          .reduce((some, more) => w.orV(some, more)),
-      );
-    // Which of the two it is does not show beforehand: no branch.
-    return [
-      ...w.if(w.and(differs(0), differs(this.#entrySize)), otherwise),
-      ...w.set(entry, w.add(g(entry), w.shl(differs(0), w.i32(Math.log2(this.#entrySize))))),
-    ];
+  /** Not zero when the set does not have the word. */
+  lacks(locals: WordLocals): Code {
+    return w.and(this.#differs(locals, 0), this.#differs(locals, this.#entrySize));
+  }
+
+  /** Moves `entry` from its set to the word, which it has. Which of the two it is does not show beforehand: no branch. */
+  choose(locals: WordLocals): Code {
+    const { entry } = locals;
+    const second = w.shl(this.#differs(locals, 0), w.i32(Math.log2(this.#entrySize)));
+    return w.set(entry, w.add(g(entry), second));
   }
 
   /** Writes the tokens of the entry to an address, zeros behind them, and marks its word as met again. */
@@ -177,6 +174,32 @@ export class WordTableCode {
       ...key.flatMap((local, i) => w.storeV(g(entry), g(local), this.#table.at + 16 * i)),
       ...w.add(g(entry), w.i32(this.#table.at + 16 * key.length)),
     ];
+  }
+
+  /** Writes `count` tokens, which are at `tokens`, to the address that `place` gave. */
+  putPlaced(address: number, tokens: number, count: number): Code {
+    const { vectors } = this.#table;
+    const last = 16 * (vectors - 1);
+    return [
+      ...(vectors === 1 ? [] : w.storeV(g(address), w.loadV(g(tokens)))),
+      ...w.storeV(
+        g(address),
+        w.andV(
+          w.loadV(g(tokens), last),
+          w.constV([...keptBytes, ...inThreeBytes, ...inThreeBytes]),
+        ),
+        last,
+      ),
+      ...w.store8(g(address), g(count), last + 15),
+    ];
+  }
+
+  #differs({ entry, key }: WordLocals, offset: number): Code {
+    return w.anyTrue(
+      key
+        .map((local, i) => w.xorV(g(local), w.loadV(g(entry), this.#table.at + offset + 16 * i)))
+        .reduce((some, more) => w.orV(some, more)),
+    );
   }
 
   get #usedAt(): number {
