@@ -50,6 +50,15 @@ export const WorkerConfig = z.strictObject({
       /** Limits of the engine; 0 takes what it tells at GET /server_info (vLLM in development mode), else unknown. */
       stepTokensMax: z.number().int().min(0).max(10_000_000).default(0),
       runningRequestsMax: z.number().int().min(0).max(1_000_000).default(0),
+      /** KV transfer connector that the engine was started with, such as NixlConnector; empty: it has none. */
+      kvTransfer: z
+        .string()
+        .regex(/^[A-Za-z0-9._-]{0,64}$/, "must be at most 64 of A-Z a-z 0-9 . _ -")
+        .default(""),
+      /** SGLang's bootstrap server of a prefill engine, as decode engines reach it. */
+      kvBootstrap: hostPort.optional(),
+      /** Bytes that a transfer moves for one token; 0: unknown, routers assume `placement.kvBytesPerTokenDefault`. */
+      kvBytesPerToken: z.number().int().min(0).max(1_073_741_824).default(0),
     })
     .prefault({}),
   routers: z

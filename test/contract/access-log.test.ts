@@ -162,7 +162,7 @@ async function startRouter(
     ...shared,
     addresses: options.peers,
     controlAddress: () => `127.0.0.1:${port}`,
-    snapshot: () => ({ members: [], reservations: [] }),
+    snapshot: () => ({ members: [], reservations: [], relays: [] }),
     onDropped: () => undefined,
   });
   const outcomes = new AccessOutcomes({

@@ -172,6 +172,7 @@ class ScriptedMember {
           engineBlockSizeTokens: 16,
           capacityTokens: 512_000_000n,
           prefixCaching: true,
+          kvBytesPerToken: 0n,
         },
         engine: {
           name: "vllm",
@@ -200,6 +201,8 @@ class ScriptedMember {
         }),
         joinKeyId: key.id,
         ready: true,
+        kvTransfer: "",
+        kvBootstrap: "",
       },
     });
   }

@@ -57,6 +57,7 @@ export function decision(over: Partial<Decision> = {}): Decision {
     requestId: "req-1",
     traceId: "0af7651916cd43dd8448eb211c80319c",
     admission: undefined,
+    pair: undefined,
     decidedUnixUs: 1_790_000_000_123_456n,
     decideUs: 88.4,
     pool: "default",

@@ -28,7 +28,7 @@ import type {
 import { KvIndex } from "./kv-index/kv-index.ts";
 import { CacheObserver } from "./load/cache-observer.ts";
 import { LoadBook, type Closed } from "./load/load-book.ts";
-import type { LoadReport } from "./load/reservation.ts";
+import type { CloseReason, LoadReport, Reservation } from "./load/reservation.ts";
 import { defaultStepModel, fasterOf, WorkerModel, type CounterDelta } from "./load/worker-model.ts";
 import {
   BlockFeed,
@@ -39,8 +39,23 @@ import {
 import type { Member, MemberFacts, MemberNotice } from "./membership/member.ts";
 import { Members } from "./membership/members.ts";
 import type { CandidateInput, PlacementRequest, ScoredCandidate } from "./placement/candidate.ts";
+import { pairDefaults, PairPlacer } from "./placement/pairs/pair-placer.ts";
+import type {
+  PairAsk,
+  PairOptions,
+  PairSides,
+  PairVerdict,
+} from "./placement/pairs/pair-placer.ts";
+import type { DecisionPair } from "./placement/pairs/decision-pair.ts";
+import type { PairCandidate } from "./placement/pairs/pair-candidate.ts";
+import { isPrefillKey, prefillKeyOf } from "./placement/pairs/pair-legs.ts";
+import { pairRoomAsks } from "./placement/pairs/pair-room.ts";
+import type { FoundPair } from "./placement/pairs/pair-search.ts";
+import { LegEnds } from "./relays/leg-ends.ts";
+import { RelayRoster } from "./relays/relay-roster.ts";
 import { rank } from "./placement/place.ts";
 import { PlacementTable, type Eligible, type KnownSpeed } from "./placement/placement-table.ts";
+import { isAllowed } from "./placement/placement-table.ts";
 import { reusableTokens, RowRanker, shortRanking } from "./placement/row-ranking.ts";
 import { seedOf } from "./placement/baselines/draw.ts";
 import { preferences, type CostWeights, type Preference } from "./placement/estimate.ts";
@@ -72,6 +87,8 @@ export interface RouterCoreOptions {
   readonly affinityMs?: number;
   /** Conversations remembered for that; 65,536 when absent. */
   readonly sessionsMax?: number;
+  /** When requests run on two workers; `pairDefaults` when absent. */
+  readonly pairs?: PairOptions;
 }
 
 /** A request to place. */
@@ -90,6 +107,10 @@ export interface PlaceInput {
   readonly loadOnlyReason: string;
   /** Only these endpoints may serve; `undefined` means all. */
   readonly subset: ReadonlySet<string> | undefined;
+  /** Workers that must not be chosen. */
+  readonly excluded?: ReadonlySet<string>;
+  /** Whether its prompt may be computed on another worker than its answer; absent for no. */
+  readonly isPairable?: boolean;
   readonly dryRun: boolean;
   /** Wall clock, for people. */
   readonly unixUs: number;
@@ -121,11 +142,24 @@ export interface PeerReservation {
   readonly uncachedTokens: number;
   readonly expectedOutputTokens: number;
   readonly ageMs: number;
+  /** Of the decode leg of a pair whose prompt is still being computed. */
+  readonly awaits?: {
+    readonly prefillWorker: WorkerId;
+    readonly transferBytes: number;
+    /** When its decode begins, ms after the decision. */
+    readonly beginsInMs: number;
+  };
 }
 
 /** What the core wants done. */
 export type RouterEffect =
-  | { readonly kind: "reserved"; readonly decision: Decision; readonly uncachedTokens: number }
+  | {
+      readonly kind: "reserved";
+      readonly decision: Decision;
+      readonly uncachedTokens: number;
+      /** The pair, when it has two legs. */
+      readonly pair?: PairCandidate;
+    }
   | { readonly kind: "closed"; readonly closed: Closed; readonly observed: Observation | undefined }
   /** `tellPeers`: the change comes from this router's own stream, so that nobody is told what it said itself. */
   | { readonly kind: "member_changed"; readonly member: Member; readonly tellPeers: boolean }
@@ -154,10 +188,42 @@ interface GatePass {
   readonly waiter: Waiter<AdmittedRequest> | undefined;
 }
 
+const decodeLeg = { leg: "decode", arrivesAt: Infinity } as const;
+
+type NoRoom = Extract<Attempt, { kind: "no_room" }>;
+
+/** A request for which a pair is tried, and the worker that would take it whole. */
+interface PairTry {
+  readonly input: PlaceInput;
+  readonly request: PolicyRequest;
+  readonly policy: PlacementPolicy;
+  readonly pass: GatePass | undefined;
+  readonly whole: ScoredCandidate | undefined;
+  readonly now: MonoMs;
+}
+
+/** It is to run as a pair. */
+interface Paired extends PairTry {
+  readonly kind: "pair";
+  readonly choice: DecisionPair;
+  readonly verdict: PairVerdict;
+  readonly found: FoundPair;
+  readonly sides: PairSides;
+  readonly chosen: ScoredCandidate;
+}
+
+/** It is to run whole. */
+interface WholeForm {
+  readonly kind: "whole";
+  readonly choice: DecisionPair;
+}
+
 type Mutable<T> = { -readonly [K in keyof T]: T[K] };
 
 /** A conversation that has been silent for so long has no worker of its own any more, ms. */
 const sessionKeptMs = 600_000;
+/** Relays at once. */
+const relaysMax = 256;
 /** Pools that may have a gate of their own. */
 const gatesMax = 256;
 /**
@@ -175,6 +241,10 @@ export class RouterCore {
   readonly book: LoadBook;
   readonly decisions: DecisionLog;
   readonly index: KvIndex;
+  readonly relays: RelayRoster;
+  readonly pairs: PairPlacer;
+  /** What relays tell of legs. */
+  readonly legEnds: LegEnds;
   readonly #options: RouterCoreOptions;
   readonly #feeds = new Map<WorkerId, BlockFeed>();
   readonly #models = new Map<WorkerId, WorkerModel>();
@@ -198,7 +268,12 @@ export class RouterCore {
     this.#options = options;
     const { graceMs, membersMax, blockSizeTokens } = options;
     this.members = new Members({ graceMs, membersMax, blockSizeTokens });
-    this.book = new LoadBook({ reservationsMax: options.reservationsMax });
+    this.book = new LoadBook({
+      reservationsMax: options.reservationsMax,
+      onLegClosed: (leg, now) => {
+        this.pairs.legs.closed(leg, now);
+      },
+    });
     this.decisions = new DecisionLog({ decisionsMax: options.decisionsMax });
     this.index = new KvIndex({
       workersMax: membersMax,
@@ -218,6 +293,30 @@ export class RouterCore {
       index,
       blockSizeTokens,
       weights: this.#weights,
+    });
+    this.relays = new RelayRoster({ graceMs, relaysMax });
+    this.pairs = new PairPlacer(options.pairs ?? pairDefaults, {
+      relays: this.relays,
+      table: this.#table,
+      ranker: this.#ranker,
+      book: this.book,
+      weights: this.#weights,
+      blockSizeTokens,
+    });
+    this.legEnds = new LegEnds({
+      pairs: this.pairs,
+      decision: (id) => this.decisions.byId(id),
+      close: (key, now) => {
+        const closed = this.book.close(key, "relay", now);
+        if (closed !== undefined) this.#closed(closed, undefined);
+      },
+      firstToken: (id) => {
+        this.firstToken(id);
+      },
+      learnPrefill: (worker, sample) => {
+        this.#models.get(worker)?.observePrefill(sample);
+        this.#speedChanged(worker);
+      },
     });
   }
 
@@ -309,6 +408,7 @@ export class RouterCore {
    */
   routerLost(router: string, now: MonoMs): void {
     for (const gate of this.#gates.values()) gate.shares.routerLost(router);
+    this.relays.routerLost(router, now);
     for (const member of this.members.routerLost(router, now)) {
       this.#memberChanged(member, false);
     }
@@ -338,6 +438,7 @@ export class RouterCore {
   /** Ends what has run out. Call about every 250 ms. */
   tick(now: MonoMs): void {
     for (const member of this.members.expired(now)) this.#remove(member.key, false);
+    this.relays.tick(now);
     for (const closed of this.book.expire(now)) this.#closed(closed, undefined);
     for (const [key, usedAt] of this.#usedAt) {
       if (now - usedAt >= unusedMsMax) this.#doubtModel(key, now);
@@ -619,7 +720,10 @@ export class RouterCore {
     const input = this.#withinContext(asked);
     const eligible = this.#eligible(input);
     const policyName = this.policyOf(input.pool);
-    if (eligible.count === 0) return this.#noWorker(input, eligible, policyName);
+    if (eligible.count === 0) {
+      const paired = this.#pairInstead(input, eligible, pass, now);
+      return paired ?? this.#noWorker(input, eligible, policyName);
+    }
 
     const { ranking, request, policy } = this.#rank(
       input,
@@ -642,12 +746,23 @@ export class RouterCore {
         ordered = ranking.all();
         choice = pass.gate.choose(ordered, ask, account, now);
       }
-      if (choice.kind === "no_room") return choice;
+      if (choice.kind === "no_room") return this.#pairInstead(input, eligible, pass, now) ?? choice;
       if (choice.index > 0) ordered = withFirst(ordered, choice.index);
       ordered = ordered.slice(0, ranking.candidates.length);
     }
     const [chosen] = ordered;
     if (chosen === undefined) return this.#noWorker(input, eligible, policyName);
+    const paired = this.pairs.offers(input.pool)
+      ? this.#considerPair({ input, request, policy, pass, whole: chosen, now })
+      : undefined;
+    if (paired?.kind === "no_room") return paired;
+    if (paired?.kind === "pair") {
+      const decision = this.#placePair(paired, eligible);
+      decision.candidates = ordered;
+      decision.chosen = paired.chosen;
+      decision.leftOut += ranking.leftOut;
+      return this.#reservePair(decision, paired);
+    }
     if (!input.dryRun) this.#turns.set(input.pool, request.turn + 1);
 
     const decision = new DecisionRecord(this.#subject(input, policyName), placed);
@@ -660,16 +775,10 @@ export class RouterCore {
     decision.marginMs = ranking.marginMs;
     decision.tieBreak = ranking.tieBreak;
     decision.indexAgeMs = this.#indexAgeMs(chosen.workerId, now);
+    decision.pair = paired?.choice;
     if (pass !== undefined) decision.admission = this.#charged(pass, chosen, request, now);
     if (!input.dryRun && !this.#reserve(decision, input, now)) {
-      const { openCount } = this.book;
-      return this.refuse(
-        input,
-        new MeshError(
-          "overloaded",
-          `${openCount} requests are open, the most that the load book holds`,
-        ),
-      );
+      return this.refuse(input, bookFull(this.book.openCount));
     }
     if (!input.dryRun) {
       this.#homes.placed(request.session, chosen.workerId, now);
@@ -682,6 +791,143 @@ export class RouterCore {
       });
     }
     this.decisions.add(decision);
+    return decision;
+  }
+
+  /** The request as a pair, when nobody can take it whole now; `undefined` when no pair can either. */
+  #pairInstead(
+    input: PlaceInput,
+    eligible: Eligible,
+    pass: GatePass | undefined,
+    now: MonoMs,
+  ): Decision | undefined {
+    if (!this.pairs.offers(input.pool)) return undefined;
+    const { ranking, request, policy } = this.#rank(
+      input,
+      eligible,
+      now,
+      pass?.request.hints.session,
+    );
+    const { candidates, leftOut } = ranking;
+    const paired = this.#considerPair({ input, request, policy, pass, whole: undefined, now });
+    if (paired.kind !== "pair") return undefined;
+    const decision = this.#placePair(paired, eligible);
+    decision.candidates = candidates;
+    decision.chosen = paired.chosen;
+    decision.leftOut += leftOut;
+    return this.#reservePair(decision, paired);
+  }
+
+  /** Compares running whole, as it would on `whole`, with the best pair that admission has room for. */
+  #considerPair(of: PairTry): Paired | WholeForm | NoRoom {
+    const { input, request, policy, pass, whole, now } = of;
+    const ask: PairAsk = {
+      requestId: input.requestId,
+      pool: input.pool,
+      isPairable: input.isPairable === true,
+      promptTokens: input.promptTokens,
+      isCounted: input.loadOnlyReason === "",
+      expectedOutputTokens: request.expectedOutputTokens,
+      depths: input.hashes.length > 0 ? this.#depths : undefined,
+      isBlind: policy.name === "kv-blind",
+      homeRow: request.home === undefined ? -1 : this.#table.rowOf(request.home),
+      affinityMs: request.home === undefined ? 0 : (request.affinityMs ?? 0),
+      allows: (row) => isAllowed(input, this.#table.worker(row)),
+      wholeCostMs: whole?.costMs,
+      isComparable: policy.name === "kv" || policy.name === "kv-blind",
+      relaysMax: 1 + this.#options.fallbacksMax,
+      now,
+    };
+    const verdict = this.pairs.consider(ask);
+    const { found } = verdict;
+    if (found === undefined) return { kind: "whole", choice: verdict.choice };
+    const sides = this.pairs.sides(found, ask);
+    if (pass !== undefined) {
+      const noRoom = this.#findPairWithoutRoom(pass, found, sides, request, now);
+      if (noRoom !== undefined) {
+        if (verdict.choice.why === "always") return noRoom;
+        return { kind: "whole", choice: PairPlacer.withoutRoom(verdict).choice };
+      }
+    }
+    const chosen = PairPlacer.chosenOf(found, sides);
+    return { ...of, kind: "pair", choice: verdict.choice, verdict, found, sides, chosen };
+  }
+
+  #findPairWithoutRoom(
+    pass: GatePass,
+    found: FoundPair,
+    sides: PairSides,
+    request: PolicyRequest,
+    now: MonoMs,
+  ): NoRoom | undefined {
+    const account = this.#accountOf(pass);
+    const waitedMs = pass.waiter === undefined ? 0 : now - pass.waiter.queuedAt;
+    const own = { ...account, waitedMs };
+    const itlMs = pass.request.hints.itlMs ?? pass.gate.admission.classOf(account.className).itlMs;
+    const asks = pairRoomAsks(found.candidate, request);
+    for (const side of ["prefill", "decode"] as const) {
+      const ask = { ...asks[side], itlMs: side === "decode" ? itlMs : 0 };
+      const choice = pass.gate.choose([sides[side]], ask, own, now);
+      if (choice.kind === "no_room") return choice;
+    }
+    return undefined;
+  }
+
+  #placePair(paired: Paired, eligible: Eligible): DecisionRecord {
+    const { input, request, policy, pass, choice, verdict, found, sides, now } = paired;
+    if (!input.dryRun) this.#turns.set(input.pool, request.turn + 1);
+    const decision = new DecisionRecord(this.#subject(input, policy.name), placed);
+    decision.filtered = eligible.filtered;
+    decision.leftOut = eligible.filteredLeftOut;
+    decision.expectedOutputTokens = request.expectedOutputTokens;
+    decision.workerId = found.candidate.decodeWorkerId;
+    decision.endpoints = verdict.relays.map(({ facts }) => facts.h2Address);
+    decision.indexAgeMs = this.#indexAgeMs(found.candidate.prefillWorkerId, now);
+    decision.pair = choice;
+    if (pass !== undefined) {
+      const admission = this.#charged(pass, sides.decode, request, now);
+      const prefillMs = workMs(sides.prefill, request.promptTokens);
+      decision.admission = { ...admission, chargedMs: prefillMs + admission.chargedDecodeMs };
+    }
+    return decision;
+  }
+
+  #reservePair(decision: DecisionRecord, paired: Paired): Decision {
+    const { input, request, policy, choice, verdict, found, sides, now } = paired;
+    this.decisions.add(decision);
+    if (input.dryRun) return decision;
+    const { candidate } = found;
+    const { prefillWorkerId, decodeWorkerId } = candidate;
+    const isReserved = this.pairs.reserve(this.book, {
+      decisionId: decision.id,
+      prefillKey: prefillKeyOf(decision.id),
+      found,
+      promptTokens: input.promptTokens,
+      expectedOutputTokens: request.expectedOutputTokens,
+      now,
+    });
+    if (!isReserved) return this.refuse(input, bookFull(this.book.openCount));
+    for (const key of [prefillWorkerId, decodeWorkerId]) {
+      this.#usedAt.set(key, now);
+      this.#startModel(key);
+    }
+    if (input.hashes.length > 0) {
+      this.#observers.get(prefillWorkerId)?.watch(decision.id, input.hashes, now);
+    }
+    const gate = this.#gates.get(input.pool);
+    const asks = pairRoomAsks(candidate, request);
+    gate?.placed(sides.prefill, asks.prefill, now);
+    gate?.placed(sides.decode, asks.decode, now);
+    const [relay] = verdict.relays;
+    if (relay !== undefined) this.relays.given(relay.facts.instance);
+    this.#effects.push({ kind: "reserved", decision, uncachedTokens: 0, pair: candidate });
+    this.#homes.placed(request.session, decodeWorkerId, now);
+    policy.placed?.(request, {
+      decisionId: decision.id,
+      workerId: decodeWorkerId,
+      matchedBlocks: paired.chosen.matchedBlocks,
+      predictedTtftMs: choice.candidates[0]?.predictedTtftMs ?? 0,
+    });
     return decision;
   }
 
@@ -758,32 +1004,68 @@ export class RouterCore {
       tokens: uncachedTokens + expectedOutputTokens / 2,
     };
     if (pool !== undefined) this.#gates.get(pool)?.rooms.opened(reservation.workerId, placed, now);
-    this.book.open(
-      {
-        decisionId: reservation.decisionId,
-        workerId: reservation.workerId,
-        own: false,
-        openedAt: at,
-        promptTokens,
-        uncachedTokens,
-        expectedOutputTokens,
-        prefillMs,
-        prefillEndsAt: at,
-        endsAt: at,
-        hardEndAt: at,
-      },
-      expectedOutputTokens * stepMs,
-    );
+    const { decisionId, workerId, awaits } = reservation;
+    const opened = {
+      decisionId,
+      workerId,
+      own: false,
+      openedAt: at,
+      promptTokens,
+      uncachedTokens,
+      expectedOutputTokens,
+      prefillMs,
+      prefillEndsAt: at,
+      endsAt: at,
+      hardEndAt: at,
+    };
+    const decodeMs = expectedOutputTokens * stepMs;
+    if (awaits !== undefined) this.#peerAwaits({ ...opened, ...decodeLeg }, awaits, decodeMs);
+    else if (isPrefillKey(decisionId)) this.book.open({ ...opened, leg: "prefill" }, 0);
+    else this.book.open(opened, decodeMs);
   }
 
-  /** A peer says that a reservation ended. */
+  /** The decode leg of a peer's pair, whose prompt is being computed. Its prefill leg was told before. */
+  #peerAwaits(
+    leg: Reservation,
+    awaits: NonNullable<PeerReservation["awaits"]>,
+    decodeMs: number,
+  ): void {
+    const { decisionId, workerId, promptTokens, openedAt } = leg;
+    const { prefillWorker, transferBytes, beginsInMs } = awaits;
+    const isPrefillOpen = this.book.isOpen(prefillKeyOf(decisionId));
+    if (!this.book.open({ ...leg, beginsInMs }, decodeMs)) return;
+    const bytesPerToken = this.pairs.members.bytesPerToken(this.#table.rowOf(prefillWorker));
+    const movedTokens = Math.min(promptTokens, Math.round(transferBytes / bytesPerToken));
+    const pair = { decisionId, prefillWorker, decodeWorker: workerId, transferBytes, movedTokens };
+    const prefillMs = Math.max(0, this.#prefillEndOf(decisionId, prefillWorker) - openedAt);
+    const afterMs = Math.max(0, beginsInMs - prefillMs);
+    this.pairs.legs.opened({ ...pair, beginsInMs: afterMs }, isPrefillOpen);
+    // Its end was told before, or there was no room for it: nothing else would say that its decode is here.
+    if (!isPrefillOpen) this.book.arrived(decisionId, 0, openedAt);
+  }
+
+  #prefillEndOf(decisionId: string, worker: WorkerId): number {
+    const key = prefillKeyOf(decisionId);
+    return this.book.reservationsOf(worker).find((r) => r.decisionId === key)?.prefillEndsAt ?? 0;
+  }
+
+  /** A peer says that a reservation ended; with the decode leg of a pair its prefill leg is over too. */
   peerClosed(decisionId: string, now: MonoMs): void {
+    this.#closePrefill(decisionId, "released", now);
     const closed = this.book.close(decisionId, "released", now);
     if (closed !== undefined) this.#freed(closed.reservation.workerId);
   }
 
+  /** The prefill leg of a pair is over with its decode leg, if nobody has told of its end. */
+  #closePrefill(decisionId: string, reason: CloseReason, now: MonoMs): void {
+    if (!this.pairs.legs.mayHavePrefill(decisionId)) return;
+    const closed = this.book.close(prefillKeyOf(decisionId), reason, now);
+    if (closed !== undefined) this.#closed(closed, undefined);
+  }
+
   /** Closes a reservation without a record; whether it was open. */
   release(decisionId: string, now: MonoMs): boolean {
+    this.#closePrefill(decisionId, "released", now);
     const closed = this.book.close(decisionId, "released", now);
     if (closed === undefined) return false;
     this.#closed(closed, undefined);
@@ -796,6 +1078,7 @@ export class RouterCore {
    */
   served(decisionId: string, record: ServedRecord, now: MonoMs): Observation | undefined {
     const decision = this.decisions.byId(decisionId);
+    this.#closePrefill(decisionId, "access_log", now);
     const closed = this.book.close(decisionId, "access_log", now);
     if (decision?.workerId === undefined) {
       // The book may outlive the log of decisions; peers hold the reservation too and must hear of its end.
@@ -807,8 +1090,14 @@ export class RouterCore {
     }
     if (decision.observed?.closedBy === "access_log") return decision.observed;
     const chosen = decision.chosen;
-    const servedAsPicked = record.servedEndpoint === (decision.endpoints[0] ?? "");
-    const cachedBlocks = this.#observers.get(decision.workerId)?.finish(decisionId);
+    const pair = decision.pair?.form === "pair" ? decision.pair.candidates[0] : undefined;
+    // Every relay of the list carries out the same placement.
+    const servedAsPicked =
+      pair === undefined
+        ? record.servedEndpoint === (decision.endpoints[0] ?? "")
+        : decision.endpoints.includes(record.servedEndpoint);
+    const prompted = pair?.prefillWorkerId ?? decision.workerId;
+    const cachedBlocks = this.#observers.get(prompted)?.finish(decisionId);
     const cached = this.#cachedTokens(decision, servedAsPicked ? cachedBlocks : undefined, record);
     const isStreamed = decision.answer === "stream";
     const observation: Observation = {
@@ -820,7 +1109,9 @@ export class RouterCore {
     };
     decision.observed = observation;
     if (chosen !== undefined && servedAsPicked && record.ttftMs > 0 && record.status === 200) {
-      if (isStreamed) this.#learn(decision, observation, chosen.load.prefillBacklogMs);
+      // What the first token of a pair took says nothing of one engine; relays tell of each leg.
+      if (isStreamed && pair === undefined)
+        this.#learn(decision, observation, chosen.load.prefillBacklogMs);
       this.#settleCharge(decision, chosen, observation, now);
     }
     if (closed !== undefined) this.#closed(closed, observation);
@@ -938,12 +1229,13 @@ export class RouterCore {
   }
 
   #eligible(input: PlaceInput): Eligible {
-    const { pool, promptTokens, subset, loadOnlyReason } = input;
+    const { pool, promptTokens, subset, excluded, loadOnlyReason } = input;
     return this.#table.eligible({
       pool,
       promptTokens,
       isCounted: loadOnlyReason === "",
       subset,
+      excluded,
     });
   }
 
@@ -1094,6 +1386,7 @@ export class RouterCore {
 
   #memberChanged(member: Member, tellPeers: boolean): void {
     this.#table.memberChanged(member, this.#speedOf(member.key));
+    this.pairs.memberChanged(member);
     this.#gates.get(member.pool)?.admission.freed();
     this.#effects.push({ kind: "member_changed", member, tellPeers });
   }
@@ -1111,6 +1404,7 @@ export class RouterCore {
     if (member === undefined) return;
     if (member.slot !== undefined) this.index.clear(member.slot);
     this.book.forget(key);
+    this.pairs.memberLeft(key);
     this.#table.memberLeft(key);
     const gate = this.#gates.get(member.pool);
     gate?.rooms.forget(key);
@@ -1144,6 +1438,13 @@ export class RouterCore {
     }
     this.#effects.push({ kind: "closed", closed, observed });
   }
+}
+
+function bookFull(openCount: number): MeshError {
+  return new MeshError(
+    "overloaded",
+    `${openCount} requests are open, the most that the load book holds`,
+  );
 }
 
 /** The list with the entry at `index` in front. */

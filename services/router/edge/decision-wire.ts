@@ -1,10 +1,12 @@
 import type { Decision, DecisionAdmission, Observation } from "../core/decisions/decision.ts";
 import type { ScoredCandidate } from "../core/placement/candidate.ts";
+import type { DecisionPair } from "../core/placement/pairs/decision-pair.ts";
 import type {
   Admission as WireAdmission,
   Candidate,
   Decision as WireDecision,
   Observation as WireObservation,
+  PairChoice,
 } from "../../shared/gen/kvmesh/router/v1/router.ts";
 
 const outcomes = { placed: 1, no_worker: 2, refused: 3 } as const;
@@ -65,6 +67,26 @@ export function decisionToWire(decision: Decision): WireDecision {
     admission: decision.admission === undefined ? undefined : admissionToWire(decision.admission),
     leftOut: decision.leftOut,
     answer: decision.answer,
+    pair: decision.pair === undefined ? undefined : pairToWire(decision.pair),
+  };
+}
+
+function pairToWire(pair: DecisionPair): PairChoice {
+  return {
+    form: pair.form,
+    why: pair.why,
+    marginMs: pair.marginMs,
+    candidates: pair.candidates.map((one) => ({
+      prefillWorkerId: one.prefillWorkerId,
+      decodeWorkerId: one.decodeWorkerId,
+      costMs: one.costMs,
+      terms: one.terms.map(({ name, ms }) => ({ name, ms })),
+      predictedTtftMs: one.predictedTtftMs,
+      prefillMatchedTokens: one.prefillMatchedTokens,
+      decodeMatchedTokens: one.decodeMatchedTokens,
+      transferBytes: BigInt(Math.round(one.transferBytes)),
+    })),
+    relays: [...pair.relays],
   };
 }
 

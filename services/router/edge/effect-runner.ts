@@ -12,6 +12,7 @@ import type { AdsService } from "./ads-server.ts";
 import { observationToWire } from "./decision-wire.ts";
 import type { PeerLinks } from "./peer-links.ts";
 import { noticeToWire } from "./peer-wire.ts";
+import { openToWire, relayToWire, reservationsToWire } from "./relay-peer-wire.ts";
 import type { TopologyWatchers } from "./watchers.ts";
 
 /** What carrying out effects needs. */
@@ -52,23 +53,25 @@ export class EffectRunner {
     const { core } = this.#d;
     const members = [...core.members.all()].filter((m) => m.streamId !== undefined);
     const reservations: WireReservation[] = [];
+    const awaiting: WireReservation[] = [];
     const now = this.#d.clock.now();
     for (const member of core.members.all()) {
       for (const r of core.book.reservationsOf(member.key)) {
         if (!r.own) continue;
-        reservations.push({
-          decisionId: r.decisionId,
-          workerId: r.workerId,
-          promptTokens: r.promptTokens,
-          uncachedTokens: r.uncachedTokens,
-          expectedOutputTokens: r.expectedOutputTokens,
-          ageMs: now - r.openedAt,
-          model: "",
-          predictedTtftMs: r.prefillEndsAt - r.openedAt,
-        });
+        const told = openToWire(r, core.pairs.legs.get(r.decisionId), now);
+        // A decode leg is believed only beside its prefill leg.
+        if (told.prefillWorkerId === "") reservations.push(told);
+        else awaiting.push(told);
       }
     }
-    return { members: members.map((m) => noticeToWire(m, false)), reservations };
+    return {
+      members: members.map((m) => noticeToWire(m, false)),
+      reservations: [...reservations, ...awaiting],
+      relays: core.relays
+        .all()
+        .filter(({ streamId }) => streamId !== undefined)
+        .map((relay) => relayToWire(relay)),
+    };
   }
 
   /** Sets the gauges. */
@@ -92,20 +95,10 @@ export class EffectRunner {
     switch (effect.kind) {
       case "reserved": {
         if (peers.isAlone) break;
-        const { decision, uncachedTokens } = effect;
-        peers.broadcast({
-          $case: "reserved",
-          value: {
-            decisionId: decision.id,
-            workerId: decision.workerId ?? "",
-            promptTokens: decision.promptTokens,
-            uncachedTokens,
-            expectedOutputTokens: decision.expectedOutputTokens,
-            ageMs: 0,
-            model: decision.model,
-            predictedTtftMs: decision.chosen?.predictedTtftMs ?? 0,
-          },
-        });
+        const { decision, uncachedTokens, pair } = effect;
+        for (const value of reservationsToWire(decision, uncachedTokens, pair)) {
+          peers.broadcast({ $case: "reserved", value });
+        }
         break;
       }
       case "closed": {

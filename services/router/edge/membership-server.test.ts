@@ -100,7 +100,12 @@ class Worker {
         bosToken: "",
         eosToken: "",
       },
-      cache: { engineBlockSizeTokens: 16, capacityTokens: 16_000n, prefixCaching: true },
+      cache: {
+        engineBlockSizeTokens: 16,
+        capacityTokens: 16_000n,
+        prefixCaching: true,
+        kvBytesPerToken: 0n,
+      },
       engine: {
         name: "vllm",
         version: "0.32.0",
@@ -113,6 +118,8 @@ class Worker {
       joinProof: Buffer.alloc(0),
       joinKeyId: this.#keys.join[0]?.id ?? "",
       ready: true,
+      kvTransfer: "",
+      kvBootstrap: "",
       ...over,
     };
     const key = this.#keys.join[0]?.key ?? Buffer.alloc(32);
@@ -300,7 +307,7 @@ describe("what is refused, without harm to others", () => {
     runningRequestsMax: 0,
     processStartSeconds: 0,
   };
-  const cache = { capacityTokens: 1n, prefixCaching: true };
+  const cache = { capacityTokens: 1n, prefixCaching: true, kvBytesPerToken: 0n };
 
   test.each<[string, Partial<Hello>, string, RegExp]>([
     ["another protocol", { protocolVersion: 2 }, "invalid_request", /protocol 2/],

@@ -50,6 +50,9 @@ const quietAckMs = 5_000;
 /** Resyncs in a row after which the stream is ended: its worker cannot produce a right snapshot. */
 const resyncsInARowMax = 5;
 
+/** Far above any model's. */
+const kvBytesPerTokenMax = 1n << 30n;
+
 const roles: Readonly<Record<number, MemberRole>> = { 1: "both", 2: "prefill", 3: "decode" };
 
 /** What the membership service needs. */
@@ -98,6 +101,15 @@ function readFacts(hello: Hello): MemberFacts {
     bad("pool", "must be 1 to 64 of A-Z a-z 0-9 . _ -");
   const role = roles[hello.role];
   if (role === undefined) return bad("role", "must be both, prefill or decode");
+  if (!/^[A-Za-z0-9._-]{0,64}$/.test(hello.kvTransfer)) {
+    bad("kv_transfer", "must be at most 64 of A-Z a-z 0-9 . _ -");
+  }
+  if (hello.kvBootstrap !== "" && parseEndpoint(hello.kvBootstrap) === undefined) {
+    bad("kv_bootstrap", "must be host:port");
+  }
+  if (cache.kvBytesPerToken > kvBytesPerTokenMax) {
+    bad("cache.kv_bytes_per_token", `must be at most ${kvBytesPerTokenMax}`);
+  }
   const steps = engine.stepModel;
   if (steps !== undefined && !Object.values(steps).every((ms) => ms >= 0 && ms < Infinity)) {
     bad("engine.step_model", "must hold finite times that are not negative");
@@ -134,6 +146,9 @@ function readFacts(hello: Hello): MemberFacts {
             d2: steps.decodeD2MsPerContextToken,
           },
     ready: hello.ready,
+    kvTransfer: hello.kvTransfer,
+    kvBootstrap: hello.kvBootstrap,
+    kvBytesPerToken: Number(cache.kvBytesPerToken),
   };
 }
 

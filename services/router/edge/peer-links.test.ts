@@ -48,6 +48,7 @@ function heldMember(): PeerSnapshot["members"][number] {
     models: [...notice.models],
     workerStartMs: BigInt(workerStartMs),
     engineLife: BigInt(engineLife),
+    role: "",
   };
 }
 
@@ -159,7 +160,7 @@ class LazyPeer {
 
 test("what waits for a peer that does not read is bounded, dropped as a whole, and replaced by a snapshot", async () => {
   const peer = new LazyPeer();
-  await connect(peer.service, { members: [], reservations: [] });
+  await connect(peer.service, { members: [], reservations: [], relays: [] });
   await vi.waitFor(() => {
     expect(peer.seen.map((one) => one.kind)).toEqual(["snapshot"]);
   }, soon);
@@ -196,7 +197,7 @@ test("what waits for a peer that does not read is bounded, dropped as a whole, a
 
 test("events of the same moment share a message, in order, and nothing overtakes them", async () => {
   const peer = new LazyPeer();
-  await connect(peer.service, { members: [], reservations: [] });
+  await connect(peer.service, { members: [], reservations: [], relays: [] });
   await vi.waitFor(() => {
     expect(peer.seen.length).toBe(1);
   }, soon);
@@ -218,7 +219,7 @@ test("events of the same moment share a message, in order, and nothing overtakes
 
 test("a message to a peer that is not there is neither kept nor sent later", async () => {
   const peer = new LazyPeer();
-  await connect(peer.service, { members: [], reservations: [] });
+  await connect(peer.service, { members: [], reservations: [], relays: [] });
   links.broadcast(closing("too early"));
   expect(links.sendTo("r0", closing("too early"))).toBe(false);
   await vi.waitFor(() => {
@@ -239,7 +240,7 @@ test("a peer that is silent for longer than its deadline is lost, and its member
   };
   const core: RouterCore = routerCore();
   const service = peerService(core, clock);
-  await connect(service.service, { members: [heldMember()], reservations: [] });
+  await connect(service.service, { members: [heldMember()], reservations: [], relays: [] });
   await vi.waitFor(() => {
     expect(service.syncedCount).toBe(1);
   }, soon);
@@ -265,7 +266,7 @@ test("a silent peer that dials again is synced again without having been given u
   const clock: Clock = { ...realClock, now: () => monoMs(realClock.now() + aheadMs) };
   const core = routerCore();
   const service = peerService(core, clock);
-  await connect(service.service, { members: [heldMember()], reservations: [] });
+  await connect(service.service, { members: [heldMember()], reservations: [], relays: [] });
   await vi.waitFor(() => {
     expect(service.syncedCount).toBe(1);
   }, soon);
@@ -299,7 +300,7 @@ test("a peer's bad notices are counted and left out; its good ones are taken", a
     { workerStartMs: 2n ** 60n },
   ];
   const members = [...bad.map((over) => ({ ...good, workerId: "w9", ...over })), good];
-  await connect(service.service, { members, reservations: [] });
+  await connect(service.service, { members, reservations: [], relays: [] });
   await vi.waitFor(() => {
     expect(service.syncedCount).toBe(1);
   }, soon);
@@ -317,7 +318,7 @@ test("a lost peer is forgotten after a minute, and with it the epoch that an old
   let aheadMs = 0;
   const clock: Clock = { ...realClock, now: () => monoMs(realClock.now() + aheadMs) };
   const service = peerService(routerCore(), clock);
-  await connect(service.service, { members: [], reservations: [] });
+  await connect(service.service, { members: [], reservations: [], relays: [] });
   await vi.waitFor(() => {
     expect(service.syncedCount).toBe(1);
   }, soon);
@@ -336,7 +337,7 @@ test("a lost peer is forgotten after a minute, and with it the epoch that an old
 test("streams of peers are bounded, and one that ended makes room", async () => {
   const refused: string[] = [];
   const service = peerService(routerCore(), realClock, refused);
-  await connect(service.service, { members: [], reservations: [] });
+  await connect(service.service, { members: [], reservations: [], relays: [] });
   await vi.waitFor(() => {
     expect(service.syncedCount).toBe(1);
   }, soon);
@@ -376,7 +377,7 @@ test("a refusal is told at warn, once for its reason", async () => {
         });
       },
     };
-    await connect(refuse, { members: [], reservations: [] });
+    await connect(refuse, { members: [], reservations: [], relays: [] });
     await vi.waitFor(() => {
       expect(hellos).toBeGreaterThan(2);
     }, soon);

@@ -26,6 +26,7 @@ export function noticeToWire(member: Member, goodbye: boolean): WireNotice {
     held: member.streamId !== undefined && !goodbye,
     goodbye,
     ready: member.ready,
+    role: member.role === "both" ? "" : member.role,
   };
 }
 
@@ -41,6 +42,7 @@ export function noticeFromWire(wire: WireNotice): MemberNotice {
     held: wire.held,
     goodbye: wire.goodbye,
     ready: wire.ready,
+    ...(wire.role === "prefill" || wire.role === "decode" ? { role: wire.role } : {}),
   };
 }
 
@@ -53,6 +55,15 @@ export function reservationFromWire(wire: WireReservation): PeerReservation {
     uncachedTokens: wire.uncachedTokens,
     expectedOutputTokens: wire.expectedOutputTokens,
     ageMs: wire.ageMs,
+    ...(wire.prefillWorkerId === ""
+      ? {}
+      : {
+          awaits: {
+            prefillWorker: wire.prefillWorkerId as WorkerId,
+            transferBytes: Number(wire.transferBytes),
+            beginsInMs: wire.beginsInMs,
+          },
+        }),
   };
 }
 

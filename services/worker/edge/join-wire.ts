@@ -25,6 +25,9 @@ export interface HelloFacts {
   readonly stepTokensMax: number;
   readonly runningRequestsMax: number;
   readonly stepModel: StepModel | undefined;
+  readonly kvTransfer: string;
+  readonly kvBootstrap: string;
+  readonly kvBytesPerToken: number;
   readonly artifacts: Artifacts;
   readonly hashSeedFingerprint: Buffer;
   readonly ready: boolean;
@@ -64,6 +67,7 @@ export function toHello(
       engineBlockSizeTokens: cache?.blockSizeTokens ?? 0,
       capacityTokens: BigInt((cache?.blockSizeTokens ?? 0) * (cache?.blockCount ?? 0)),
       prefixCaching: cache?.prefixCaching ?? false,
+      kvBytesPerToken: BigInt(facts.kvBytesPerToken),
     },
     engine: {
       name: facts.engineName,
@@ -88,6 +92,8 @@ export function toHello(
     joinProof: proof.proof,
     joinKeyId: proof.keyId,
     ready: facts.ready,
+    kvTransfer: facts.kvTransfer,
+    kvBootstrap: facts.kvBootstrap,
   };
 }
 

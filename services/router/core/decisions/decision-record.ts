@@ -1,5 +1,6 @@
 import type { WorkerId } from "../../../shared/core/ids.ts";
 import type { ScoredCandidate } from "../placement/candidate.ts";
+import type { DecisionPair } from "../placement/pairs/decision-pair.ts";
 import { RowCandidate } from "../placement/row-candidate.ts";
 import { rowsPerDecision, type CandidateRows } from "./candidate-rows.ts";
 import type {
@@ -52,6 +53,7 @@ export class DecisionRecord implements Decision {
   marginMs = 0;
   tieBreak = "";
   indexAgeMs = 0;
+  pair: DecisionPair | undefined = undefined;
   admission: DecisionAdmission | undefined = undefined;
   observed: Observation | undefined = undefined;
   /** Those that have no row. */

@@ -2,10 +2,17 @@ import type { MeshErrorCode } from "../../../shared/core/errors.ts";
 import type { WorkerId } from "../../../shared/core/ids.ts";
 import type { BlockedBy, ShedReason } from "../admission/waiter.ts";
 import type { ScoredCandidate } from "../placement/candidate.ts";
+import type { DecisionPair } from "../placement/pairs/decision-pair.ts";
 
 /** Why a worker of the pool was not a candidate. */
 export type FilterReason =
-  "not_ready" | "away" | "draining" | "outside_subset" | "wrong_role" | "context_too_long";
+  | "not_ready"
+  | "away"
+  | "draining"
+  | "outside_subset"
+  | "excluded"
+  | "wrong_role"
+  | "context_too_long";
 
 /** A worker that was left out. */
 export interface FilteredWorker {
@@ -90,7 +97,7 @@ export interface Decision {
   readonly workerId: WorkerId | undefined;
   /** First choice, then fallbacks. */
   readonly endpoints: readonly string[];
-  /** The first of `candidates`. */
+  /** The first of `candidates`; of a pair its decode worker, with what is expected of the pair. */
   readonly chosen: ScoredCandidate | undefined;
   /**
    * Eligible workers, cheapest first, and below those that were not, by id. Of large pools the first of each list only;
@@ -104,6 +111,8 @@ export interface Decision {
   readonly tieBreak: string;
   readonly indexAgeMs: number;
   readonly loadOnlyReason: string;
+  /** How pairs compared with running whole; absent where the pool has none to offer. */
+  readonly pair: DecisionPair | undefined;
   /** Absent for requests that did not pass admission. */
   readonly admission: DecisionAdmission | undefined;
   observed: Observation | undefined;

@@ -30,9 +30,15 @@ export class LoadBook {
   readonly #workers = new Map<WorkerId, WorkerBook>();
   readonly #workerOf = new Map<string, WorkerId>();
   readonly #reservationsMax: number;
+  readonly #onLegClosed: ((leg: Reservation, now: MonoMs) => void) | undefined;
 
-  constructor(options: { readonly reservationsMax: number }) {
+  /** `onLegClosed` hears of every leg of a pair that ends, by whatever way. */
+  constructor(options: {
+    readonly reservationsMax: number;
+    readonly onLegClosed?: (leg: Reservation, now: MonoMs) => void;
+  }) {
     this.#reservationsMax = options.reservationsMax;
+    this.#onLegClosed = options.onLegClosed;
   }
 
   /** Reservations held over all workers, those included that are believed to have ended unheard. */
@@ -56,7 +62,14 @@ export class LoadBook {
     this.#workerOf.delete(decisionId);
     const heard = reason !== "reconciled" && reason !== "expired";
     const reservation = this.#workers.get(worker)?.close(decisionId, now, heard);
+    if (reservation?.leg !== undefined) this.#onLegClosed?.(reservation, now);
     return reservation === undefined ? undefined : { reservation, reason };
+  }
+
+  /** See `WorkerBook.arrived`. Ignored when it is not open. */
+  arrived(decisionId: string, inMs: number, now: MonoMs): void {
+    const worker = this.#workerOf.get(decisionId);
+    if (worker !== undefined) this.#workers.get(worker)?.arrived(decisionId, inMs, now);
   }
 
   /** Takes an engine's report; closes and returns what it shows to have ended unheard. */

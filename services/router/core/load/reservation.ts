@@ -21,11 +21,17 @@ export interface Reservation {
   endsAt: MonoMs;
   /** When the book gives it up unless the worker's counts say that it must still run. */
   hardEndAt: MonoMs;
+  /** Which leg of a pair it is; absent for a request that runs whole. */
+  readonly leg?: "prefill" | "decode";
+  /** Of a decode leg: how long after `openedAt` its decode is expected to begin, ms. */
+  readonly beginsInMs?: number;
+  /** Of a decode leg: since when its engine may have it; Infinity while its prompt is computed elsewhere. */
+  arrivesAt?: number;
 }
 
 /** How a reservation ended. */
 export type CloseReason =
-  "access_log" | "released" | "reconciled" | "expired" | "worker_gone" | "peer_gone";
+  "access_log" | "relay" | "released" | "reconciled" | "expired" | "worker_gone" | "peer_gone";
 
 /** What an engine said of itself last. */
 export interface LoadReport {

@@ -103,11 +103,28 @@ export class WorkerBook {
   open(reservation: Reservation, decodeMs: number): void {
     const startsAt = Math.max(reservation.openedAt, this.#prefillFreeAt);
     reservation.prefillEndsAt = monoMs(startsAt + reservation.prefillMs);
+    const { beginsInMs } = reservation;
+    if (beginsInMs !== undefined) {
+      // Nothing of it is computed here before its KV comes, so that it keeps no prompt waiting.
+      reservation.prefillEndsAt = monoMs(reservation.openedAt + beginsInMs);
+    }
     reservation.endsAt = monoMs(reservation.prefillEndsAt + decodeMs);
     const predictedMs = reservation.endsAt - reservation.openedAt;
     reservation.hardEndAt = monoMs(reservation.openedAt + predictedMs * 4 + 30_000);
-    this.#prefillFreeAt = reservation.prefillEndsAt;
+    if (beginsInMs === undefined) this.#prefillFreeAt = reservation.prefillEndsAt;
     this.#open.set(reservation.decisionId, reservation);
+    this.#changed();
+  }
+
+  /** The prompt of a decode leg has been computed: its decode begins `inMs` from now. */
+  arrived(decisionId: string, inMs: number, now: MonoMs): void {
+    const leg = this.#open.get(decisionId);
+    if (leg?.arrivesAt !== Infinity) return;
+    leg.arrivesAt = now;
+    const decodeMs = leg.endsAt - leg.prefillEndsAt;
+    leg.prefillEndsAt = monoMs(now + inMs);
+    leg.endsAt = monoMs(leg.prefillEndsAt + decodeMs);
+    leg.hardEndAt = monoMs(Math.max(leg.hardEndAt, leg.endsAt + 30_000));
     this.#changed();
   }
 
@@ -154,8 +171,9 @@ export class WorkerBook {
     let held = 0;
     let heldSurely = 0;
     for (const r of this.#open.values()) {
-      if (r.openedAt < report.at) held++;
-      if (r.openedAt < arrivedBefore) heldSurely++;
+      const arrivedAt = r.arrivesAt ?? r.openedAt;
+      if (arrivedAt < report.at) held++;
+      if (arrivedAt < arrivedBefore) heldSurely++;
       if (mustRun && r.hardEndAt < report.at + 30_000) r.hardEndAt = monoMs(report.at + 30_000);
     }
     this.#report = report;
@@ -165,6 +183,7 @@ export class WorkerBook {
     if (overdue.count === 0) return ended;
     for (const r of this.#open.values()) {
       if (ended.length >= overdue.count || r.openedAt >= overdue.openedBefore) break;
+      if (r.arrivesAt !== undefined && r.arrivesAt >= overdue.openedBefore) continue;
       ended.push(r.decisionId);
     }
     return ended;
@@ -254,6 +273,8 @@ export class WorkerBook {
         until = Math.min(until, isWaiting && r.prefillMs > 0 ? beginsAt : r.prefillEndsAt);
         continue;
       }
+      // A leg whose prompt takes longer elsewhere than was thought is not here yet.
+      if (r.arrivesAt === Infinity) continue;
       if (unheard > 0) {
         unheard--;
         continue;
@@ -287,6 +308,7 @@ export class WorkerBook {
     let expectedAt: MonoMs | undefined;
     for (const r of this.#open.values()) {
       if (r.openedAt >= report.at) break;
+      if (r.arrivesAt !== undefined && r.arrivesAt >= report.at) continue;
       if (unheard-- > 0) continue;
       expectedAt = r.prefillEndsAt;
       break;

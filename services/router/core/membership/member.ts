@@ -39,6 +39,12 @@ export interface MemberFacts {
   readonly stepTokensMax: number;
   readonly stepModel: StepModel | undefined;
   readonly ready: boolean;
+  /** KV transfer connector; absent or empty for an engine without one. */
+  readonly kvTransfer?: string;
+  /** What a peer engine needs beside the address to fetch KV, host:port; absent or empty for nothing. */
+  readonly kvBootstrap?: string;
+  /** Bytes that a transfer moves for one token; absent or 0 when unknown. */
+  readonly kvBytesPerToken?: number;
 }
 
 /** A member as another router tells of it. */
@@ -52,6 +58,8 @@ export interface MemberNotice {
   readonly held: boolean;
   readonly goodbye: boolean;
   readonly ready: boolean;
+  /** Absent for both. */
+  readonly role?: MemberRole;
 }
 
 /** A member in this router's view, the union of all routers' streams. */
@@ -64,6 +72,8 @@ export interface Member {
   endpoint: string;
   models: readonly string[];
   ready: boolean;
+  /** As its own stream says, else as peers do. */
+  role: MemberRole;
   /** Facts from its own stream to this router; absent when only peers have told of it. */
   facts: MemberFacts | undefined;
   /** Slot in the KV index while this router knows its blocks. */

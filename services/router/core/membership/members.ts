@@ -130,6 +130,7 @@ export class Members {
     known.endpoint = facts.endpoint;
     known.models = facts.models;
     known.ready = facts.ready;
+    known.role = facts.role;
     known.streamId = streamId;
     known.unheldSince = undefined;
     known.suspect = true;
@@ -166,6 +167,7 @@ export class Members {
       member.models = notice.models;
       this.#enterPool(member, notice.pool);
       member.ready = notice.ready;
+      member.role = notice.role ?? "both";
     }
     this.#settle(member, now);
     return member;
@@ -228,6 +230,7 @@ export class Members {
       endpoint: source.endpoint,
       models: source.models,
       ready: source.ready,
+      role: source.role ?? "both",
       facts,
       slot: facts === undefined ? undefined : this.#takeSlot(),
       streamId: undefined,

@@ -221,7 +221,8 @@ export function costRows(question: CostQuestion): void {
   }
 }
 
-function tailOf(firstTokenMs: number, tailMs: number): number {
+/** What a wait for a first token costs beyond itself, ms. */
+export function tailOf(firstTokenMs: number, tailMs: number): number {
   return firstTokenMs * firstTokenMs * (1 / tailMs);
 }
 

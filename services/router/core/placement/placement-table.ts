@@ -15,6 +15,8 @@ export interface EligibilityQuestion {
   readonly isCounted: boolean;
   /** Only these endpoints, `ip:port` or ip alone, may serve; `undefined` means all. */
   readonly subset: ReadonlySet<string> | undefined;
+  /** Workers that must not be chosen; `undefined` means none. */
+  readonly excluded?: ReadonlySet<string> | undefined;
 }
 
 /** Who may serve a request. Valid until the table is asked or changed again. */
@@ -73,9 +75,19 @@ const stateReasons: readonly FilterReason[] = workerStates.map((state) =>
   state === "takes" ? "not_ready" : state,
 );
 
+/**
+ * Whether whole requests go to it. A decode engine of a pair computes prompts too where its own protocol lets it, which
+ * SGLang's does not.
+ */
+function servesWhole({ role, facts }: Member): boolean {
+  if (role === "both") return true;
+  const hasConnector = facts?.kvTransfer !== undefined && facts.kvTransfer !== "";
+  return role === "decode" && hasConnector && facts.engineName !== "sglang";
+}
+
 function stateOf(member: Member): (typeof workerStates)[number] {
   if (!member.ready) return "not_ready";
-  if (member.facts !== undefined && member.facts.role !== "both") return "wrong_role";
+  if (!servesWhole(member)) return "wrong_role";
   return member.unheldSince === undefined ? "takes" : "away";
 }
 
@@ -171,7 +183,8 @@ export class PlacementTable {
     const count = pool?.count ?? 0;
     this.#reserve(count);
     const { values } = this.columns;
-    const { subset } = question;
+    const { subset, excluded } = question;
+    const isRestricted = subset !== undefined || excluded !== undefined;
     const promptTokens = question.isCounted ? question.promptTokens : -1;
     const rows = this.#eligible;
     const filtered = this.#filtered;
@@ -182,8 +195,9 @@ export class PlacementTable {
       const at = row * rowLength;
       const state = values[at + column.state] as number;
       if (state > away) filtered.add(this.worker(row), stateReasons[state] as FilterReason);
-      else if (subset !== undefined && !isInSubset(subset, this.worker(row))) {
-        filtered.add(this.worker(row), "outside_subset");
+      else if (isRestricted && !isAllowed(question, this.worker(row))) {
+        const isNamed = excluded?.has(this.worker(row).workerId) === true;
+        filtered.add(this.worker(row), isNamed ? "excluded" : "outside_subset");
       } else if (promptTokens >= (values[at + column.promptTokensLimit] as number)) {
         filtered.add(this.worker(row), "context_too_long");
       } else if (state === takes) rows[eligible++] = row;
@@ -305,6 +319,15 @@ class FilteredList {
     const filtered = listed < first.length ? first.slice(0, listed) : first;
     return { filtered, filteredCounts, filteredLeftOut };
   }
+}
+
+/** Whether a question lets a worker be chosen, whatever its state. */
+export function isAllowed(
+  { subset, excluded }: Pick<EligibilityQuestion, "subset" | "excluded">,
+  worker: TableWorker,
+): boolean {
+  if (excluded?.has(worker.workerId) === true) return false;
+  return subset === undefined || isInSubset(subset, worker);
 }
 
 /** A subset entry may be an ip:port or an ip alone. */

@@ -51,6 +51,16 @@ export function shortRanking(ranking: Ranking, least: number): ShortRanking {
   };
 }
 
+/** For questions about rows of the asker's own. */
+const noneEligible: Eligible = {
+  rows: new Int32Array(0),
+  count: 0,
+  outputTokensMean: Number.NaN,
+  filtered: [],
+  filteredCounts: new Map(),
+  filteredLeftOut: 0,
+};
+
 /** Costs that differ by so much are no tie, ms. */
 const certainMs = 1e-5;
 
@@ -123,6 +133,28 @@ export class RowRanker {
     const inputs: CandidateInput[] = [];
     for (let i = 0; i < count; i++) inputs.push(plainInput(this.#candidate(rows[i] as number)));
     return inputs;
+  }
+
+  /**
+   * Fills in what holds of some rows now and for a request, for whoever works out costs of his own; returns the columns. A
+   * ranking made before tells only of what it kept from then on.
+   */
+  prepare(
+    of: { readonly rows: Int32Array; readonly count: number },
+    question: Pick<RankQuestion, "request" | "depths" | "isBlind" | "now">,
+  ): Float64Array {
+    this.#ask({ ...question, eligible: noneEligible, least: 0 });
+    this.#fill(of.rows, of.count, question.isBlind);
+    return this.#values;
+  }
+
+  /** One worker of the table as a candidate for a request, as `rank` would show it. */
+  candidate(
+    row: number,
+    question: Pick<RankQuestion, "request" | "depths" | "isBlind" | "now">,
+  ): ScoredCandidate {
+    this.#ask({ ...question, eligible: noneEligible, least: 0 });
+    return this.#candidate(row);
   }
 
   #ask(question: RankQuestion): void {

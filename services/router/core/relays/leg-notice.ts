@@ -1,0 +1,38 @@
+import type { LegRole } from "../../../shared/core/placement-token/placement.ts";
+
+/** What became of a leg, as relays say it. */
+export const legOutcomes = [
+  "done",
+  "lost",
+  "engine_error",
+  "timeout",
+  "frozen",
+  "cancelled",
+  "not_started",
+  "no_handoff",
+  "stale",
+  "drained",
+] as const;
+
+/** One of `legOutcomes`. */
+export type LegOutcome = (typeof legOutcomes)[number];
+
+/** What a relay tells of a leg. Times are ms; counts are −1 where nobody said. */
+export interface LegNotice {
+  readonly decisionId: string;
+  readonly leg: LegRole;
+  readonly workerId: string;
+  /** Whether it is over; else its first token came. */
+  readonly ended: boolean;
+  /** With `ended`. */
+  readonly outcome: LegOutcome;
+  readonly durationMs: number;
+  /** From its start to its first token; 0 when none came or it was not seen. */
+  readonly firstTokenMs: number;
+  readonly promptTokens: number;
+  readonly cachedTokens: number;
+  /** Whether the decode leg computed the prompt itself because there was no KV to pull. */
+  readonly localPrefill: boolean;
+  /** Whether it is the last word on the decision. */
+  readonly last: boolean;
+}
