@@ -8,7 +8,10 @@ import {
   type LossyAccessLog,
 } from "../support/lossy-access-log.ts";
 import { eventually, startMesh, type TestMesh } from "../support/mesh.ts";
-import { untilBooksEmpty, workerViews } from "../support/topology.ts";
+import { untilBooksEmpty, workerViews, type WorkerViews } from "../support/topology.ts";
+
+/** A record waits up to 20 ms in Envoy and passes two processes that have more to do, ms. */
+const recordMsMax = 150;
 
 let mesh: TestMesh;
 let accessLog: LossyAccessLog;
@@ -47,19 +50,36 @@ async function reallyOpen(): Promise<Map<string, number>> {
   return new Map(counts);
 }
 
-/** How far the book of each router is from the truth, per worker; 0 when it lies between the truths before and after. */
-async function bookErrors(): Promise<number[]> {
-  const before = await reallyOpen();
-  const views = await workerViews(mesh);
-  const after = await reallyOpen();
-  return [...views.values()].flatMap((view) =>
-    [...view.values()].map(({ workerId, openRequests }) => {
-      const truths = [before.get(workerId) ?? 0, after.get(workerId) ?? 0];
-      const high = openRequests - Math.max(...truths);
-      const low = Math.min(...truths) - openRequests;
-      return high > 0 ? high : low > 0 ? -low : 0;
-    }),
-  );
+/** Something that was found out between two moments, ms since 1970. */
+interface Look<T> {
+  readonly from: number;
+  readonly to: number;
+  readonly seen: T;
+}
+
+async function look<T>(at: () => Promise<T>): Promise<Look<T>> {
+  const from = Date.now();
+  const seen = await at();
+  return { from, to: Date.now(), seen };
+}
+
+/**
+ * How far each book is from the truth, per look, router and worker: 0 when it lies between the least and the most that
+ * the engine has had since a record that is still on its way may have been written.
+ */
+function bookErrors(
+  books: readonly Look<WorkerViews>[],
+  truths: readonly Look<ReadonlyMap<string, number>>[],
+): number[] {
+  return books.flatMap(({ from, to, seen }) => {
+    const near = truths.filter((one) => one.to >= from - recordMsMax && one.from <= to);
+    return [...seen.values()].flatMap((view) =>
+      [...view.values()].map(({ workerId, openRequests }) => {
+        const open = near.map((one) => one.seen.get(workerId) ?? 0);
+        return Math.max(0, openRequests - Math.max(...open), Math.min(...open) - openRequests);
+      }),
+    );
+  });
 }
 
 async function closedBy(reason: string): Promise<number> {
@@ -73,43 +93,42 @@ async function closedBy(reason: string): Promise<number> {
   return texts.reduce((sum, text) => sum + Number(pattern.exec(text)?.[1] ?? 0), 0);
 }
 
-async function runWithLoss(lossRatio: number) {
+/** Errors of the books while records are lost, as numbers of looks by error. */
+async function runWithLoss(lossRatio: number, ms: number): Promise<ReadonlyMap<number, number>> {
   accessLog.lossRatio = lossRatio;
   const load = startLoad(mesh, { perSecond: 12, maxTokens: 100 });
   await sleep(1_500);
-  const errors: number[] = [];
-  const until = Date.now() + 15_000;
+  const truths = [await look(reallyOpen)];
+  const books: Look<WorkerViews>[] = [];
+  const until = Date.now() + ms;
   while (Date.now() < until) {
-    errors.push(...(await bookErrors()));
-    await sleep(100);
+    books.push(await look(() => workerViews(mesh)));
+    truths.push(await look(reallyOpen));
+    await sleep(20);
   }
   const outcomes = await load.stop();
   expect(describeOutcomes(outcomes.filter((one) => one.failure !== undefined))).toBe("");
   await untilBooksEmpty(mesh);
-  const sorted = errors.toSorted((a, b) => a - b);
-  const histogram: Record<number, number> = {};
-  for (const one of sorted) histogram[one] = (histogram[one] ?? 0) + 1;
-  return { outcomes, errors, histogram };
+  const looks = new Map<number, number>();
+  for (const error of bookErrors(books, truths)) looks.set(error, (looks.get(error) ?? 0) + 1);
+  return looks;
 }
-
-/** Share of looks that are further from the truth than `more` requests. */
-const wrongBy = (more: number, errors: readonly number[]): number =>
-  errors.filter((one) => Math.abs(one) > more).length / errors.length;
 
 test("with 10 % of the records lost the books are within two requests of the truth, and they empty afterwards", async () => {
   await eventually("records come through", async () => {
     await mesh.chat({});
     return accessLog.seen > 0;
   });
-  const whole = await runWithLoss(0);
-  const lossy = await runWithLoss(0.1);
+  const whole = await runWithLoss(0, 4_000);
+  const lossy = await runWithLoss(0.1, 15_000);
+  const reconciled = await closedBy("reconciled");
+  const text = (errors: ReadonlyMap<number, number>): string =>
+    [...errors].map(([error, looks]) => `${error}: ${looks}`).join(", ");
   console.info(
-    `seen ${accessLog.seen}, lost ${accessLog.lost}, whole ${JSON.stringify(whole.histogram)}, ` +
-      `lossy ${JSON.stringify(lossy.histogram)}, reconciled ${await closedBy("reconciled")}`,
+    `seen ${accessLog.seen}, lost ${accessLog.lost}, reconciled ${reconciled}, ` +
+      `looks by error: whole ${text(whole)}; lossy ${text(lossy)}`,
   );
   expect(accessLog.lost).toBeGreaterThan(5);
-  expect(await closedBy("reconciled")).toBeGreaterThan(0);
-  // Answers that end within the 20 ms of Envoy's buffer of each other may make three for a moment, lost or not.
-  expect(wrongBy(2, lossy.errors)).toBeLessThanOrEqual(0.005);
-  expect(Math.max(...lossy.errors.map(Math.abs))).toBeLessThanOrEqual(3);
+  expect(reconciled).toBeGreaterThan(0);
+  expect(Math.max(...whole.keys(), ...lossy.keys()), text(lossy)).toBeLessThanOrEqual(2);
 });

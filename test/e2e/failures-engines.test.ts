@@ -156,8 +156,16 @@ describe("an engine", () => {
     await mesh.setPolicy("round-robin");
     const load = startLoad(mesh, { perSecond: 20, maxTokens: 40 });
     await sleep(2_000);
+    // Its worker tells nobody for a moment, so that requests go on to be placed there.
+    const worker = mesh.process(`worker-${index}`);
+    await worker.kill("SIGSTOP");
     const killedAt = Date.now();
-    await mesh.process(`engine-${index}`).kill("SIGKILL");
+    try {
+      await mesh.process(`engine-${index}`).kill("SIGKILL");
+      await sleep(500);
+    } finally {
+      await worker.kill("SIGCONT");
+    }
     await untilWorker(mesh, workerId, "it is not ready", (one) => one?.state !== "ready");
     await sleep(1_500);
     await mesh.process(`engine-${index}`).restart();

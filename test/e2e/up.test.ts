@@ -264,6 +264,8 @@ describe("kvmesh up", () => {
       "events.port=0",
       "--set",
       "events.replayPort=0",
+      "--set",
+      `cacheFolder=${tokenizerCache}`,
     ];
     const engine = startKvmesh(["engine", ...ports]);
     started.push(engine);
@@ -291,6 +293,8 @@ describe("kvmesh up", () => {
       "model=their-model",
       "--set",
       "speedup=20",
+      "--set",
+      `cacheFolder=${tokenizerCache}`,
     ]);
     started.push(engine);
     await engine.prints('"event":"engine_ready"');
