@@ -437,15 +437,34 @@ describe("bodies", () => {
 });
 
 describe("spans", () => {
+  test("the pull is a hop in the trace of the decode leg", async () => {
+    const [p, d] = [await startPairEngine(model), await startPairEngine(model)];
+    const body = base(promptOf(200, 32), 2);
+    const first = await prefill(p, body);
+    const traceId = "4bf92f3577b34da6a3ce929d0e0e4736";
+    const leg = { ...body, kv_transfer_params: first.json.kv_transfer_params };
+    await d.ask(path, leg, { headers: { traceparent: `00-${traceId}-00f067aa0ba902b7-01` } });
+    const hop = d.spans.find((span) => span.name === "kvmesh.kv.hop");
+    expect(hop?.options.parent?.traceId).toBe(traceId);
+    expect(hop?.options.attributes).toMatchObject({
+      "kvmesh.kv.bytes": 13 * 1_024,
+      "kvmesh.kv.blocks": 13,
+      "kvmesh.kv.source": `127.0.0.1:${p.running.ports.kv}`,
+      "kvmesh.kv.outcome": "complete",
+    });
+  });
+
   test("both legs write llm_request with the counts of each", async () => {
     const [p, d] = [await startPairEngine(model), await startPairEngine(model)];
     await handOver(p, d, base(promptOf(200, 31), 5));
     const tokens = (engine: Engine): unknown =>
-      engine.spans.map((span) => [
-        span.name,
-        span.options.attributes?.["gen_ai.usage.prompt_tokens"],
-        span.options.attributes?.["gen_ai.usage.completion_tokens"],
-      ]);
+      engine.spans
+        .filter((span) => span.name === "llm_request")
+        .map((span) => [
+          span.name,
+          span.options.attributes?.["gen_ai.usage.prompt_tokens"],
+          span.options.attributes?.["gen_ai.usage.completion_tokens"],
+        ]);
     expect(tokens(p)).toEqual([["llm_request", 200, 1]]);
     expect(tokens(d)).toEqual([["llm_request", 200, 5]]);
   });

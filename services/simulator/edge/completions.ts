@@ -17,7 +17,7 @@ import {
 } from "./answer.ts";
 import type { EngineDriver } from "./engine-driver.ts";
 import type { EngineMetrics } from "./engine-metrics.ts";
-import type { KvConnector, LoadListener } from "./kv/kv-connector.ts";
+import type { KvConnector, LoadListener, PullRecord } from "./kv/kv-connector.ts";
 import type { PrefillLeg, TransferProtocol, TransferRole } from "./kv/transfer-role.ts";
 import type { PromptTokens } from "./prompt-tokens.ts";
 import {
@@ -112,7 +112,8 @@ export class CompletionService implements LoadListener {
   readonly #choices = new Map<string, Choice>();
   /** Requests whose answer is not finished. */
   readonly #live = new Set<Generation>();
-  #submitted = 0;
+  /** Ends engine-side ids, so that a name may be used again; begins elsewhere in every process. */
+  #suffix = randomBytes(4).readUInt32BE(0);
   /** Requests whose blocks were handed over in the step whose end is being told. */
   readonly #handedOff = new Set<string>();
   #errorsLeft = 0;
@@ -186,6 +187,31 @@ export class CompletionService implements LoadListener {
     if (loaded === undefined || choice === undefined) return;
     choice.cachedTokens = cachedTokens;
     for (const token of loaded.taken) this.#advance(choice, this.#parts.clock.now(), token);
+  }
+
+  /** Writes the hop of a pull into the trace of its request. */
+  pullEnded(pull: PullRecord): void {
+    const choice = this.#choices.get(pull.requestId);
+    if (choice === undefined) return;
+    const nowUs = this.#parts.clock.wallUnixUs();
+    const span = this.#parts.tracing.start("kvmesh.kv.hop", {
+      parent: choice.generation.parent,
+      startUnixUs: Math.round(nowUs - pull.ms * 1_000),
+      attributes: {
+        "kvmesh.kv.bytes": pull.bytes,
+        "kvmesh.kv.blocks": pull.blocks,
+        "kvmesh.kv.asked_blocks": pull.askedBlocks,
+        "kvmesh.kv.damaged_blocks": pull.damagedBlocks,
+        "kvmesh.kv.source": `${pull.source.host}:${String(pull.source.port)}`,
+        "kvmesh.kv.source_tier": "device",
+        "kvmesh.kv.destination_tier": "device",
+        "kvmesh.kv.transport": "tcp",
+        "kvmesh.kv.gbps": pull.ms > 0 ? pull.bytes / pull.ms / 1_000_000 : 0,
+        "kvmesh.kv.wait_ms": pull.waitMs,
+        "kvmesh.kv.outcome": pull.failure ?? (pull.damagedBlocks > 0 ? "damaged" : "complete"),
+      },
+    });
+    span?.end(nowUs);
   }
 
   /** The prompt of a request cannot be loaded, and is not to be computed here. */
@@ -372,7 +398,7 @@ export class CompletionService implements LoadListener {
     for (const [promptIndex, promptTokens] of prompts.entries()) {
       generation.usage.promptTokens += promptTokens.length;
       for (let k = 0; k < body.n; k++) {
-        const requestId = `${id}-${String(promptIndex * body.n + k)}-${String(this.#submitted++)}`;
+        const requestId = `${id}-${String(promptIndex * body.n + k)}-${this.#nextSuffix()}`;
         const ownMax = role.kind === "prefill" ? role.outputTokensMax : undefined;
         const sequence = driver.submit({
           id: requestId,
@@ -471,6 +497,11 @@ export class CompletionService implements LoadListener {
     // A prefill leg in a room answers when its blocks have arrived.
     if (generation.role.kind === "prefill" && generation.role.room !== undefined) return;
     if (--generation.openChoices === 0) this.#finish(generation);
+  }
+
+  #nextSuffix(): string {
+    this.#suffix = (this.#suffix + 1) >>> 0;
+    return this.#suffix.toString(16).padStart(8, "0");
   }
 
   #finish(generation: Generation): void {

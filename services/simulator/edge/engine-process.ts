@@ -189,7 +189,8 @@ export async function startEngine(
             },
           },
           pullEnded: (pull) => {
-            metrics.pullEnded(pull);
+            if (pull.failure === undefined) metrics.pullEnded(pull);
+            service.pullEnded(pull);
           },
           engineVersion: imitatedVersion,
         });

@@ -369,7 +369,10 @@ export class EngineCore {
     const scheduler = this.#scheduler;
     let backlog = 0;
     const { loading } = scheduler;
-    for (const sequence of scheduler.waiting) backlog += sequence.length - sequence.computed;
+    for (const sequence of scheduler.waiting) {
+      // What will be loaded is not computed here, but for its last token.
+      backlog += sequence.load === "pending" ? 1 : sequence.length - sequence.computed;
+    }
     for (const sequence of scheduler.running) {
       backlog += Math.max(0, sequence.promptLength - sequence.computed);
     }

@@ -69,11 +69,19 @@ interface Expected {
   isOver: boolean;
 }
 
-/** What one finished pull took, for histograms. */
+/** What one pull took, for histograms and spans. */
 export interface PullRecord {
+  readonly requestId: string;
+  readonly source: PeerAddress;
   readonly bytes: number;
   readonly blocks: number;
+  readonly askedBlocks: number;
+  readonly damagedBlocks: number;
+  /** From the order to the end, and the part of it before the first byte. */
   readonly ms: number;
+  readonly waitMs: number;
+  /** Why it ended early; undefined when every byte came. */
+  readonly failure: string | undefined;
 }
 
 /**
@@ -329,23 +337,33 @@ export class KvConnector {
       stallMsMax: stallTimeoutMs,
     });
     const outcome = await expected.pull.outcome;
-    this.#countPull(outcome);
+    this.#countPull(requestId, address, blockCount, outcome);
     expected.isPullAborted = outcome.failure !== undefined;
     if (this.#expected.get(requestId) !== expected) return;
     this.#loadEnded(requestId, expected, load, outcome, outcome.failure);
   }
 
-  #countPull(outcome: PullOutcome): void {
+  #countPull(
+    requestId: string,
+    source: PeerAddress,
+    askedBlocks: number,
+    outcome: PullOutcome,
+  ): void {
     const { counts } = this;
     counts.pulledBytes += outcome.receivedBytes;
     counts.pulledBlocks += outcome.receivedBlocks;
     counts.damagedBlocks += outcome.blocks.damagedBlocks;
     counts.foreignBlocks += outcome.blocks.foreign.size;
-    if (outcome.failure !== undefined) return;
     this.#pullEnded({
+      requestId,
+      source,
       bytes: outcome.receivedBytes,
       blocks: outcome.receivedBlocks,
+      askedBlocks,
+      damagedBlocks: outcome.blocks.damagedBlocks,
       ms: outcome.ms,
+      waitMs: outcome.ms - outcome.transferMs,
+      failure: outcome.failure,
     });
   }
 

@@ -19,6 +19,8 @@ const readBufferBytes = 1_048_576;
 const reconnectMs = 100;
 /** Peers connected at once. */
 const peersMax = 256;
+/** Addresses remembered as having answered; all are forgotten beyond. */
+const knownMax = 4_096;
 
 /** Where a prefill engine serves its blocks. */
 export interface PeerAddress {
@@ -175,7 +177,10 @@ export class KvPeers {
     if (this.#closed || this.#peers.size >= peersMax) return undefined;
     const peer = new Peer(address, this.#options, {
       isKnown: this.#known.has(key),
-      ready: () => this.#known.add(key),
+      ready: () => {
+        if (this.#known.size >= knownMax) this.#known.clear();
+        this.#known.add(key);
+      },
       closed: () => {
         if (this.#peers.get(key) === peer) this.#peers.delete(key);
       },
