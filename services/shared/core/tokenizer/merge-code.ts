@@ -56,25 +56,35 @@ const g = w.get;
 const times4 = (value: Code): Code => w.shl(value, w.i32(2));
 const { i32, v128 } = wasmTypes;
 
-/** `rank(left, right)`: the rank of a pair of ids, as `PairMerger` finds it. Locals: 2 hash, 3 place, 4 and 5 an entry. */
+/** Sets a local to the hash of a pair of ids, as `PairMerger` has it. */
+function hashPair(hash: number, left: Code, right: Code): Code {
+  const shifted = (by: number): Code => w.set(hash, w.xor(g(hash), w.shrU(g(hash), w.i32(by))));
+  return [
+    ...w.set(
+      hash,
+      w.xor(
+        w.mul(w.xor(left, w.i32(0x2545f491)), w.i32(0x9e3779b1 | 0)),
+        w.mul(right, w.i32(0x85ebca77 | 0)),
+      ),
+    ),
+    ...shifted(15),
+    ...w.set(hash, w.mul(g(hash), w.i32(0x2c1b3c6d))),
+    ...shifted(13),
+  ];
+}
+
+/** Offset in `pairs` of the entry that a hash leads to. */
+const entryOf = (hash: number, { pairsCapacity }: MergeLayout): Code =>
+  w.shl(w.and(g(hash), w.i32(pairsCapacity - 1)), w.i32(3));
+
+/** `rank(left, right, hash)`: the rank of a pair of ids with this hash, as `PairMerger` finds it. Locals: 3 place, 4 and 5 an entry. */
 function rankFunction(layout: MergeLayout): WasmFunction {
-  const shifted = (by: number): Code => w.set(2, w.xor(g(2), w.shrU(g(2), w.i32(by))));
   const idMask = w.i32((1 << idBits) - 1);
   return {
     name: "rank",
-    parameters: 2,
-    locals: [i32, i32, i32, i32],
+    parameters: 3,
+    locals: [i32, i32, i32],
     body: [
-      ...w.set(
-        2,
-        w.xor(
-          w.mul(w.xor(g(0), w.i32(0x2545f491)), w.i32(0x9e3779b1 | 0)),
-          w.mul(g(1), w.i32(0x85ebca77 | 0)),
-        ),
-      ),
-      ...shifted(15),
-      ...w.set(2, w.mul(g(2), w.i32(0x2c1b3c6d))),
-      ...shifted(13),
       ...w.if(
         w.eqz(
           w.and(
@@ -88,7 +98,7 @@ function rankFunction(layout: MergeLayout): WasmFunction {
         w.return(w.i32(noRank)),
       ),
       ...w.loop(
-        w.set(3, w.shl(w.and(g(2), w.i32(layout.pairsCapacity - 1)), w.i32(3))),
+        w.set(3, entryOf(2, layout)),
         w.set(4, w.load32(g(3), layout.pairs)),
         w.set(5, w.load32(g(3), layout.pairs + numberSize)),
         w.if(w.eqz(w.or(g(4), g(5))), w.return(w.i32(noRank))),
@@ -122,7 +132,9 @@ const next = 5;
 const best = 6;
 const lowest = 7;
 const merged = 8;
-const least = 9;
+const first = 9;
+const second = 10;
+const least = 11;
 
 /** Runs code with `i` going in steps of sixteen bytes from `start` until it has reached `end`, at least once. */
 const eachFour = (start: Code, end: Code, ...code: readonly Code[]): Code => [
@@ -135,7 +147,9 @@ const eachFour = (start: Code, end: Code, ...code: readonly Code[]): Code => [
  * are. Symbols and ranks are looked through and moved four at a time.
  */
 function mergeFunction(layout: MergeLayout, rankIndex: number): WasmFunction {
-  const rank = (left: Code, right: Code): Code => w.call(rankIndex, left, right);
+  const rank = (left: Code, right: Code, hash: number): Code =>
+    w.call(rankIndex, left, right, g(hash));
+  const touch = (hash: number): Code => w.load32(entryOf(hash, layout), layout.pairs);
   /** From here on `size` and `best` count bytes of numbers. */
   const idAt = (offset: number): Code => w.load32(g(best), layout.ids + offset);
   const half = (a: number[]): Code =>
@@ -143,7 +157,7 @@ function mergeFunction(layout: MergeLayout, rankIndex: number): WasmFunction {
   return {
     name: "merge",
     parameters: 3,
-    locals: [i32, i32, i32, i32, i32, i32, v128],
+    locals: [i32, i32, i32, i32, i32, i32, i32, i32, v128],
     body: [
       ...w.store32(w.i32(layout.count), w.add(w.load32(w.i32(layout.count)), w.i32(1))),
       ...w.set(byte, w.load8(g(from))),
@@ -195,14 +209,22 @@ function mergeFunction(layout: MergeLayout, rankIndex: number): WasmFunction {
           ),
           w.set(size, w.sub(g(size), w.i32(numberSize))),
           w.store32(g(best), g(merged), layout.ids),
+          // Both pairs are asked of memory before either is looked at.
+          hashPair(first, idAt(-numberSize), g(merged)),
+          hashPair(second, g(merged), idAt(numberSize)),
+          w.set(i, w.xor(touch(first), touch(second))),
           w.ifElse(
             w.ltS(w.add(g(best), w.i32(numberSize)), g(size)),
-            w.store32(g(best), rank(g(merged), idAt(numberSize)), layout.ranks),
+            w.store32(g(best), rank(g(merged), idAt(numberSize), second), layout.ranks),
             w.store32(g(best), w.i32(noRank), layout.ranks),
           ),
           w.if(
             g(best),
-            w.store32(g(best), rank(idAt(-numberSize), g(merged)), layout.ranks - numberSize),
+            w.store32(
+              g(best),
+              rank(idAt(-numberSize), g(merged), first),
+              layout.ranks - numberSize,
+            ),
           ),
           w.br(0),
         ),
