@@ -14,6 +14,8 @@ export interface EngineFaults {
   pullFails?: boolean;
   /** The connection breaks after so many tokens. */
   breakAfter?: number;
+  /** An error event comes after so many tokens, and the end. */
+  errorAfter?: number;
   /** No token comes after so many. */
   freezeAfter?: number;
   /** Characters that each chunk carries beside its token. */
@@ -253,10 +255,16 @@ export async function startScriptedEngine(
     for (const { id, text, finishReason } of steps) {
       const { faults } = engine;
       if (count === faults.breakAfter) {
+        // What was written must leave first.
+        await sleep(3);
         response.destroy();
         return;
       }
       if (count === faults.freezeAfter) return;
+      if (count === faults.errorAfter) {
+        response.end('data: {"error":{"message":"EngineCore died"}}\n\ndata: [DONE]\n\n');
+        return;
+      }
       if (faults.tokenMs !== undefined) await sleep(faults.tokenMs);
       if (response.destroyed) return;
       count++;

@@ -8,9 +8,14 @@ import {
 } from "../../shared/core/placement-token/placement-token.ts";
 import { openAiError, toMeshError, wire } from "../../shared/edge/wire.ts";
 import { kindOfPath, readBody, type RelayedBody } from "../core/body/relayed-body.ts";
+import { ScannedObject } from "../core/body/scanned-object.ts";
 import { isEngineFailure, isErrorEvent } from "../core/request/answer-start.ts";
 import { isForwarded, type HeaderField } from "../core/request/forwarded-headers.ts";
 import type { LegOutcome, LegSlot, LocalPrefillReason } from "../core/request/leg-outcome.ts";
+import { continuationBody, continuationPath } from "../core/guard/continuation.ts";
+import { findUnguardedReason, type UnguardedReason } from "../core/guard/guard-policy.ts";
+import { guardedBody, readGuardRequest, type GuardRequest } from "../core/guard/guard-request.ts";
+import { GuardedStream, type Cut } from "../core/guard/guarded-stream.ts";
 import { planRun, type PlannedRun } from "../core/request/plan-run.ts";
 import { RequestRun, type RunEffect, type RunEvent } from "../core/request/request-run.ts";
 import { readTailUsage } from "../core/request/tail-usage.ts";
@@ -29,6 +34,20 @@ const handoffReachMs = 50;
 
 const usageName = Buffer.from('"usage":{');
 const eventEnd = Buffer.from("\n\n");
+const nothing = new Uint8Array(0);
+
+/** A frozen first token is waited for at least so long, and so many times as long as was forecast. */
+const firstTokenMsMin = 2_000;
+const firstTokenMultiple = 8;
+/** How long an engine may take to end its answer behind the last event, ms. */
+const closingMs = 1_000;
+
+/** A stream that is guarded: its state, what it asks for, and the body that engines get. */
+interface Guard {
+  readonly stream: GuardedStream;
+  readonly request: GuardRequest;
+  readonly body: RelayedBody;
+}
 
 type Phase = "prefill" | "first_byte" | "stream" | "slow_reader" | "placing";
 
@@ -39,7 +58,7 @@ export class Exchange implements AnswerListener {
   /** The body as it came, for placing the request again; dropped once the answer passes. */
   #raw: Uint8Array;
   readonly #answer: ClientAnswer;
-  readonly #body: RelayedBody;
+  #body: RelayedBody;
   readonly #run: RequestRun;
   readonly #arrivedAt: number;
   readonly #requestDeadline: number;
@@ -58,6 +77,13 @@ export class Exchange implements AnswerListener {
   #phase: Phase = "prefill";
   #deadlineAt = Infinity;
   #firstByteAt = 0;
+  #guard: Guard | undefined;
+  #unguardedReason: UnguardedReason | undefined;
+  /** How a guarded stream goes on where it is placed next, and since when it stands still. */
+  #cut: Cut | undefined;
+  #lostAt = 0;
+  #lostBy: LegOutcome = "lost";
+  #path: string;
   #isAtEventEnd = true;
   /** Hand-off that waits for decode, as the book of hand-offs numbers it; 0 for none. */
   #handoff = 0;
@@ -80,7 +106,9 @@ export class Exchange implements AnswerListener {
     this.#body = body;
     this.#arrivedAt = arrivedAt;
     this.#onOver = options.onOver;
+    this.#path = options.request.path;
     this.#requestDeadline = arrivedAt + parts.config.deadlines.requestMs;
+    if (body.stream) this.#beginGuard();
     this.#planned = this.#plan(placement);
     this.#run = new RequestRun(this.#planned.plan, parts.config.limits.placementsMax);
     answer.listener = this;
@@ -131,8 +159,42 @@ export class Exchange implements AnswerListener {
   onDrain(): void {
     this.#legs.answer?.call?.resume();
     if (this.#phase === "slow_reader") {
-      this.#wait("stream", this.#parts.config.deadlines.silenceMs);
+      this.#wait("stream", this.#silenceMs());
     }
+  }
+
+  /** Moves a guarded stream off an engine that drains. */
+  leaveWorker(workerId: string): void {
+    const record = this.#legs.answer;
+    if (record?.leg.workerId !== workerId || !this.#run.isPassing) return;
+    if (this.#guard !== undefined) this.#stop("answer", "drained", "the engine drains");
+  }
+
+  /** Whether the request is guarded now. */
+  get isGuarded(): boolean {
+    return this.#guard !== undefined;
+  }
+
+  #beginGuard(): void {
+    const { adapters, json, metrics } = this.#parts;
+    const placement = this.#placement;
+    const [leg] = placement.legs;
+    if (leg === undefined) return;
+    const body = this.#body;
+    const reason = findUnguardedReason(body, placement.guard, adapters[leg.engine].tellsTokenIds);
+    if (reason !== undefined) {
+      this.#unguardedReason = reason;
+      if (reason !== "not_asked") metrics.guards.inc({ state: "off", reason });
+      return;
+    }
+    metrics.guards.inc({ state: "on", reason: "" });
+    const request = readGuardRequest(body);
+    const facts = { kind: body.kind, salted: placement.salted };
+    this.#guard = {
+      request,
+      body: readBody(json, guardedBody(body), facts),
+      stream: new GuardedStream({ request, cachedTokens: -1 }),
+    };
   }
 
   #plan(placement: Placement): PlannedRun {
@@ -159,7 +221,8 @@ export class Exchange implements AnswerListener {
       }
     }
     const room = Math.floor(random.next() * 2 ** 31);
-    return planRun(adapters, placement, { body: this.#body, room, refuse });
+    const body = this.#guard?.body ?? this.#body;
+    return planRun(adapters, placement, { body, room, refuse });
   }
 
   #step(event: RunEvent): void {
@@ -209,7 +272,7 @@ export class Exchange implements AnswerListener {
   }
 
   #send(slot: LegSlot, body: Uint8Array, local: LocalPrefillReason | undefined): void {
-    const { clock, pools, handoffs, metrics, config } = this.#parts;
+    const { clock, handoffs, metrics, config } = this.#parts;
     const { legs } = this.#placement;
     const leg = slot === "prefill" ? legs[0] : legs[legs.length - 1];
     if (leg === undefined) return;
@@ -224,10 +287,20 @@ export class Exchange implements AnswerListener {
     this.#legs[slot] = record;
     this.#whole = [];
     this.#wholeBytes = 0;
-    const { address } = leg;
+    this.#open(record, body);
+    const { prefillMs, firstByteMs } = config.deadlines;
+    if (slot === "prefill") this.#wait("prefill", prefillMs);
+    else this.#wait("first_byte", this.#guard === undefined ? firstByteMs : this.#firstTokenMs());
+  }
+
+  /** Sends a leg's request. */
+  #open(record: LegRecord, body: Uint8Array): void {
+    const { clock, pools } = this.#parts;
+    const { slot } = record;
+    const { address, dpRank } = record.leg;
     try {
-      const pool = pools.take(address, now);
-      record.call = new LegCall(
+      const pool = pools.take(address, clock.now());
+      const call = new LegCall(
         {
           onHead: (status, headers) => {
             this.#legHead(record, status, headers);
@@ -240,18 +313,16 @@ export class Exchange implements AnswerListener {
             this.#legEnd(record);
           },
           onFailure: (outcome, why) => {
-            this.#step({ kind: `${slot}_failed`, outcome, why });
+            this.#failed(slot, outcome, why);
           },
         },
         () => {
           pools.release(address, clock.now());
         },
       );
-      record.call.start(pool, {
-        path: this.#request.path,
-        headers: this.#engineHeaders(leg.dpRank),
-        body,
-      });
+      record.call = call;
+      const path = slot === "answer" ? this.#path : this.#request.path;
+      call.start(pool, { path, headers: this.#engineHeaders(dpRank), body });
     } catch (error) {
       const { code, message } = toMeshError(error);
       if (code === "invariant_violated") throw error;
@@ -260,9 +331,54 @@ export class Exchange implements AnswerListener {
         this.#step({ kind: `${slot}_failed`, outcome, why: message });
       });
     }
-    const { prefillMs, firstByteMs } = config.deadlines;
-    if (slot === "prefill") this.#wait("prefill", prefillMs);
-    else this.#wait("first_byte", firstByteMs);
+  }
+
+  /** A leg failed. A guarded stream goes on elsewhere, unless only its end was missing. */
+  #failed(slot: LegSlot, outcome: LegOutcome, why: string): void {
+    const guard = this.#guard;
+    if (slot === "prefill" || guard === undefined || !this.#run.isPassing) {
+      this.#step({ kind: `${slot}_failed`, outcome, why });
+      return;
+    }
+    const { metrics, clock } = this.#parts;
+    const cut = guard.stream.cut();
+    this.#writeGuarded(guard.stream);
+    if (cut.kind === "finished") {
+      this.#answer.end();
+      this.#step({ kind: "answer_ended", outcome });
+      return;
+    }
+    this.#cut = cut;
+    this.#lostAt = clock.now();
+    this.#lostBy = outcome;
+    const tried = guard.stream.attempt;
+    const canContinue = tried <= (this.#placement.guard?.migrationsMax ?? 0);
+    if (!canContinue) metrics.migrations.inc({ cause: outcome, outcome: "failed" });
+    this.#step({ kind: "answer_failed", outcome, why, canContinue });
+  }
+
+  /** Longest wait for the first token of a guarded stream, ms. */
+  #firstTokenMs(): number {
+    const { guard, forecast } = this.#placement;
+    return Math.min(
+      this.#parts.config.deadlines.firstByteMs,
+      Math.max(
+        firstTokenMsMin,
+        guard?.freezeMsMin ?? 0,
+        firstTokenMultiple * (forecast.ttftMs + forecast.prefillMs),
+      ),
+    );
+  }
+
+  /** Longest wait for the next token, ms. */
+  #freezeMs(stream: GuardedStream): number {
+    const { guard, forecast } = this.#placement;
+    if (guard === undefined) return this.#parts.config.deadlines.silenceMs;
+    const sent = stream.sentCount;
+    if (sent === 0) return this.#firstTokenMs();
+    // An engine that is slower than forecast all the time is not frozen.
+    const meanMs = (this.#parts.clock.now() - this.#firstByteAt) / sent;
+    return Math.max(guard.freezeMsMin, guard.freezeItlMultiple * Math.max(forecast.itlMs, meanMs));
   }
 
   #engineHeaders(dpRank: number | undefined): HeaderField[] {
@@ -310,17 +426,109 @@ export class Exchange implements AnswerListener {
       }
       this.#step({ kind: "answer_began" });
     }
+    if (this.#guard !== undefined) {
+      this.#guardedData(this.#guard, record, chunk);
+      return;
+    }
     if (chunk.indexOf(usageName) >= 0) record.usage = readTailUsage(chunk);
     this.#isAtEventEnd =
       chunk.length >= 2 && chunk[chunk.length - 1] === 0x0a && chunk[chunk.length - 2] === 0x0a;
     this.#write(chunk);
   }
 
+  #guardedData(guard: Guard, record: LegRecord, chunk: Buffer): void {
+    const { stream } = guard;
+    const before = stream.sentCount;
+    const verdict = stream.receive(chunk);
+    const isWritten = this.#writeGuarded(stream);
+    if (!isWritten) this.#wait("stream", this.#freezeMs(stream));
+    record.usage = { ...record.usage, generatedTokens: stream.sentCount };
+    this.#parts.metrics.guardedTokens.inc(stream.sentCount - before);
+    if (this.#lostAt > 0 && stream.sentCount > before) this.#wentOn();
+    switch (verdict) {
+      case "more":
+        return;
+      case "failed":
+        this.#stop("answer", "engine_error", stream.failure);
+        return;
+      case "finished":
+        this.#finishGuarded(record, stream);
+        return;
+      case "unguarded":
+        this.#giveGuardUp(guard, record);
+        return;
+    }
+  }
+
+  /** The first token after a change of engines went out. */
+  #wentOn(): void {
+    const { metrics, clock } = this.#parts;
+    metrics.migrations.inc({ cause: this.#lostBy, outcome: "continued" });
+    metrics.migrationSeconds.observe((clock.now() - this.#lostAt) / 1_000);
+    this.#lostAt = 0;
+    this.#cut = undefined;
+  }
+
+  #finishGuarded(record: LegRecord, stream: GuardedStream): void {
+    const { call } = record;
+    const { clock } = this.#parts;
+    this.#answer.end();
+    this.#step({ kind: "answer_ended" });
+    if (call === undefined) return;
+    if (!stream.hasEngineEnded) call.abort();
+    else {
+      // The connection can be used again when the answer ends as it should.
+      void clock.sleep(closingMs).then(() => {
+        call.abort();
+      });
+    }
+  }
+
+  /** The answer cannot be continued after all: the stream goes on without a guard. */
+  #giveGuardUp(guard: Guard, record: LegRecord): void {
+    const { metrics } = this.#parts;
+    const { stream, request } = guard;
+    const reason = stream.unguardedReason ?? "unreadable";
+    metrics.guards.inc({ state: "off", reason });
+    this.#guard = undefined;
+    this.#unguardedReason = reason;
+    if (request.stops.length === 0) {
+      this.#forget();
+      return;
+    }
+    // The engine was asked without the stop texts, so that it must begin anew with them.
+    if (stream.sentCount > 0) {
+      this.#stop("answer", "engine_error", `the answer cannot be guarded: ${reason}`);
+      return;
+    }
+    record.call?.abort();
+    this.#open(record, this.#raw);
+    this.#forget();
+  }
+
+  /** Lets go of what only a stream that can be placed again needs. */
+  #forget(): void {
+    this.#raw = nothing;
+    const { kind, stream } = this.#body;
+    this.#body = { kind, stream, object: new ScannedObject(nothing, [], { open: 0, close: 0 }) };
+    this.#planned = { plan: { kind: "whole", body: nothing, workerId: "" } };
+  }
+
+  /** Sends what the guard has for the client; false when there is nothing. */
+  #writeGuarded(stream: GuardedStream): boolean {
+    const output = stream.takeOutput();
+    if (output.length === 0) return false;
+    this.#isAtEventEnd = true;
+    // The guard's memory is used again at once.
+    this.#write(Buffer.from(output));
+    return true;
+  }
+
   #write(bytes: Uint8Array): void {
     const { metrics, config } = this.#parts;
     metrics.clientBytes.inc(bytes.length);
     if (this.#answer.write(bytes)) {
-      this.#wait("stream", config.deadlines.silenceMs);
+      this.#wait("stream", this.#silenceMs());
       return;
     }
     metrics.pauses.inc();
@@ -328,9 +536,22 @@ export class Exchange implements AnswerListener {
     this.#wait("slow_reader", config.deadlines.slowReaderMs);
   }
 
+  /** Longest wait for the next bytes of the answer, ms. */
+  #silenceMs(): number {
+    return this.#guard === undefined
+      ? this.#parts.config.deadlines.silenceMs
+      : this.#freezeMs(this.#guard.stream);
+  }
+
   #legEnd(record: LegRecord): void {
+    if (this.#legs[record.slot] !== record) return;
     if (record.slot === "prefill") {
       this.#prefillEnd(record);
+      return;
+    }
+    if (this.#guard !== undefined && this.#run.isPassing) {
+      this.#guard.stream.ended();
+      this.#failed("answer", "lost", this.#guard.stream.failure);
       return;
     }
     const head = this.#head;
@@ -369,7 +590,7 @@ export class Exchange implements AnswerListener {
   /** Stops a leg from this side, and says that it failed. */
   #stop(slot: LegSlot, outcome: LegOutcome, why: string): void {
     this.#legs[slot]?.call?.abort();
-    this.#step({ kind: `${slot}_failed`, outcome, why });
+    this.#failed(slot, outcome, why);
   }
 
   #abort(slot: LegSlot, handoff: boolean): void {
@@ -453,7 +674,9 @@ export class Exchange implements AnswerListener {
     if (record === undefined || head === undefined) return;
     const now = clock.now();
     record.firstByteAt = now;
+    if (this.#firstByteAt > 0) return;
     this.#firstByteAt = now;
+    if (this.#guard === undefined) this.#forget();
     metrics.ttftSeconds.observe({ mode: this.mode }, (now - this.#arrivedAt) / 1_000);
     const prefill = this.#placement.legs[0];
     if (this.#handoff !== 0 && prefill !== undefined) {
@@ -463,7 +686,11 @@ export class Exchange implements AnswerListener {
     const fields = returnedFields(head.headers);
     const length = head.headers["content-length"];
     if (!this.#body.stream && length !== undefined) fields.push(["content-length", length]);
-    if (this.#body.stream) fields.push(["x-kvmesh-guard", "off; reason=not_asked"]);
+    if (this.#body.stream) {
+      const { stream } = this.#guard ?? {};
+      const reason = this.#unguardedReason ?? "";
+      fields.push(["x-kvmesh-guard", stream === undefined ? `off; reason=${reason}` : "on"]);
+    }
     this.#answer.head(head.status, fields);
     const ttftMs = now - this.#arrivedAt;
     this.#parts.notify(
@@ -517,6 +744,7 @@ export class Exchange implements AnswerListener {
         timeoutMs: config.deadlines.placeMs,
       })
       .then((given) => {
+        if (this.#run.isOver) return;
         if (given.kind === "refused") {
           metrics.placementsAgain.inc({ outcome: given.outcome });
           this.#step({ kind: "not_placed", code: given.code, why: given.message });
@@ -538,16 +766,32 @@ export class Exchange implements AnswerListener {
   }
 
   #goOnWith(placement: Placement): void {
-    if (this.#run.isOver) return;
+    const before = this.#placement;
     try {
-      this.#placement = placement;
       this.#planned = this.#plan(placement);
+      // The guard is asked for once, however often the request is placed.
+      this.#placement =
+        before.guard === undefined ? placement : { ...placement, guard: before.guard };
+      if (this.#cut?.kind === "continue") this.#planned = this.#planContinuation(this.#cut);
     } catch (error) {
       const { code, message } = toMeshError(error);
       this.#step({ kind: "not_placed", code, why: message });
       return;
     }
     this.#step({ kind: "placed", plan: this.#planned.plan });
+  }
+
+  /** The whole rest of a guarded stream, on the engine that answers. */
+  #planContinuation(cut: Extract<Cut, { kind: "continue" }>): PlannedRun {
+    const guard = this.#guard;
+    const { legs } = this.#placement;
+    const leg = legs[legs.length - 1];
+    if (guard === undefined || leg === undefined) {
+      throw new MeshError("worker_lost", "the stream cannot be continued");
+    }
+    this.#path = continuationPath(this.#request.path);
+    const body = continuationBody(guard.body, guard.request, cut);
+    return { plan: { kind: "whole", body, workerId: leg.workerId } };
   }
 
   #wait(phase: Phase, ms: number): void {

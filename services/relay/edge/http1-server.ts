@@ -19,6 +19,8 @@ export interface ClientServer {
   close(): Promise<void>;
 }
 
+const noBody = new Uint8Array(0);
+
 class Http1Answer implements ClientAnswer {
   listener: AnswerListener | undefined;
   readonly #response: ServerResponse;
@@ -52,7 +54,7 @@ class Http1Answer implements ClientAnswer {
 class Http1Request implements ClientRequest {
   readonly method: string;
   readonly path: string;
-  readonly body: Uint8Array;
+  body: Uint8Array;
   readonly #message: IncomingMessage;
 
   constructor(message: IncomingMessage, body: Uint8Array) {
@@ -143,7 +145,10 @@ function readBody(
     isDone = true;
     const body = parts.length === 1 ? (parts[0] as Buffer) : Buffer.concat(parts);
     memory.give(size);
-    taker.take(new Http1Request(message, body), answer);
+    const request = new Http1Request(message, body);
+    taker.take(request, answer);
+    // The exchange keeps the body for as long as it needs it.
+    request.body = noBody;
   });
   message.on("error", () => undefined);
   message.on("close", () => {

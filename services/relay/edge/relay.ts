@@ -308,7 +308,7 @@ class Relay implements RunningRelay, RequestTaker {
       streamsMax: limits.requestsMax,
       load: {
         openRequests: this.#open.size,
-        guardedStreams: 0,
+        guardedStreams: this.#guardedCount(),
         busyRatio: busy.utilization,
         bufferedBytes: this.#memory.bytes,
         draining: this.#isDraining,
@@ -316,11 +316,20 @@ class Relay implements RunningRelay, RequestTaker {
     };
   }
 
+  #guardedCount(): number {
+    let count = 0;
+    for (const { isGuarded } of this.#open) if (isGuarded) count++;
+    return count;
+  }
+
   /** A router wants streams off an engine, or this relay out of the way. */
   #drainOrder(workerId: string, reason: string): void {
     const { log } = this.#parts;
     log.info({ event: "drain_ordered", worker: workerId, reason }, "a router orders a drain");
-    if (workerId !== "") return;
+    if (workerId !== "") {
+      for (const exchange of [...this.#open]) exchange.leaveWorker(workerId);
+      return;
+    }
     this.#isDraining = true;
     this.#setServing(false);
     this.#links.pump();

@@ -65,7 +65,7 @@ export interface GuardedStreamOptions {
   /** Cached prompt tokens as the prefill leg reported them; -1 when unknown. */
   readonly cachedTokens: number;
   /** Gives the name of an event from the place behind it; nothing for streams that cannot be resumed. */
-  nameOf?(point: StreamPoint): string | undefined;
+  readonly nameOf?: (point: StreamPoint) => string | undefined;
   readonly resumed?: ResumedFrom;
 }
 
@@ -115,6 +115,7 @@ export class GuardedStream {
   #finish = "";
   /** Whether the engine's own usage went out. */
   #hasUsage = false;
+  #hasEngineEnded = false;
   #failure = "";
   #unguarded: UnguardedReason | undefined;
 
@@ -164,6 +165,11 @@ export class GuardedStream {
   /** Engines that were given up. */
   get attempt(): number {
     return this.#attempt;
+  }
+
+  /** Whether the engine itself said that its stream is over. */
+  get hasEngineEnded(): boolean {
+    return this.#hasEngineEnded;
   }
 
   get failure(): string {
@@ -248,6 +254,7 @@ export class GuardedStream {
         return "more";
       case "done":
         if (this.#finish === "") return this.#fail("the stream ended without a finish reason");
+        this.#hasEngineEnded = true;
         this.#writeEnd(this.#attempt > 0);
         return "finished";
       case "error":

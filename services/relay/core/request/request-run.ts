@@ -25,8 +25,15 @@ export type RunEvent =
   | { readonly kind: "prefill_failed"; readonly outcome: LegOutcome; readonly why: string }
   /** The answer is good so far: its status is not a failure, and its first bytes are no error. */
   | { readonly kind: "answer_began" }
-  | { readonly kind: "answer_ended" }
-  | { readonly kind: "answer_failed"; readonly outcome: LegOutcome; readonly why: string }
+  /** `outcome`: of the leg, when the answer is complete although its engine was lost. */
+  | { readonly kind: "answer_ended"; readonly outcome?: LegOutcome }
+  /** `canContinue`: what passed so far can be gone on with elsewhere. */
+  | {
+      readonly kind: "answer_failed";
+      readonly outcome: LegOutcome;
+      readonly why: string;
+      readonly canContinue?: boolean;
+    }
   | { readonly kind: "placed"; readonly plan: RunPlan }
   | { readonly kind: "not_placed"; readonly code: MeshErrorCode; readonly why: string }
   | { readonly kind: "client_gone" }
@@ -83,7 +90,13 @@ const outcomeOf: Readonly<Record<LegOutcome, RequestOutcome>> = {
 const nothing = new Uint8Array(0);
 
 /** Failures of a leg that another engine may not have. */
-const worthAnother: ReadonlySet<LegOutcome> = new Set(["lost", "stale", "engine_error", "drained"]);
+const worthAnother: ReadonlySet<LegOutcome> = new Set([
+  "lost",
+  "stale",
+  "engine_error",
+  "drained",
+  "frozen",
+]);
 
 /**
  * Runs the legs of one request, from its placement to the end of its answer. Deterministic: events in, effects out.
@@ -93,7 +106,7 @@ const worthAnother: ReadonlySet<LegOutcome> = new Set(["lost", "stale", "engine_
  * | prefilling | prefill          | → answering, or → over     | –            | –                                   |
  * | pairing    | prefill, answer  | failed: → placing          | → passing    | → placing                           |
  * | answering  | answer           | –                          | → passing    | once without hand-off, → placing    |
- * | passing    | answer           | failed: ignored            | –            | → over, told inside the answer      |
+ * | passing    | answer           | failed: ignored            | –            | → placing if it can go on, or → over |
  * | placing    | none             | –                          | –            | –                                   |
  *
  * Invariants (request-run.test.ts): every leg that is sent ends once; a hand-off is sent once; nothing follows `over`; the client gets one of `pass`, `answer` and `fail`.
@@ -106,8 +119,13 @@ export class RequestRun {
   #open = { prefill: false, answer: false };
   #hasHandoff = false;
   #placements = 1;
+  /** Whether the answer's head has gone to the client. */
+  #hasPassed = false;
 
-  /** `placementsMax`: most engines (or pairs) that are tried before the client hears of a failure. */
+  /**
+   * `placementsMax`: most engines (or pairs) that are tried before the client hears of a failure, and again as often for
+   * each time that the answer passes.
+   */
   constructor(plan: RunPlan, placementsMax: number) {
     this.#plan = plan;
     this.#placementsMax = placementsMax;
@@ -140,16 +158,18 @@ export class RequestRun {
       case "answer_began":
         if (this.#state !== "answering" && this.#state !== "pairing") break;
         this.#state = "passing";
+        this.#hasPassed = true;
+        this.#placements = 0;
         // What was only needed to begin need not stay for as long as the answer lasts.
-        this.#plan = { kind: "whole", body: nothing, workerId: "" };
+        this.#plan = { kind: "whole", body: nothing, workerId: this.#answeringWorker };
         effects.push({ kind: "pass" });
         break;
       case "answer_ended":
-        this.#endLeg("answer", "done", "", effects);
+        this.#endLeg("answer", event.outcome ?? "done", "", effects);
         this.#close("done", "done", effects);
         break;
       case "answer_failed":
-        this.#answerFailed(event.outcome, event.why, effects);
+        this.#answerFailed(event.outcome, event.why, event.canContinue === true, effects);
         break;
       case "placed":
         if (this.#state !== "placing") break;
@@ -159,18 +179,14 @@ export class RequestRun {
         break;
       case "not_placed":
         if (this.#state !== "placing") break;
-        effects.push({ kind: "fail", code: event.code, message: event.why });
+        this.#tell(event.code, event.why, effects);
         this.#close("engine_lost", "cancelled", effects);
         break;
       case "client_gone":
         this.#close("client_cancel", "cancelled", effects);
         break;
       case "overdue":
-        effects.push({
-          kind: this.#state === "passing" ? "break" : "fail",
-          code: "deadline_exceeded",
-          message: "the request took longer than its deadline allows",
-        });
+        this.#tell("deadline_exceeded", "the request took longer than its deadline", effects);
         this.#close("deadline_exceeded", "timeout", effects);
         break;
     }
@@ -267,12 +283,27 @@ export class RequestRun {
     this.#placeAgain(outcome, why, plan.prefillWorkerId, effects);
   }
 
-  #answerFailed(outcome: LegOutcome, why: string, effects: RunEffect[]): void {
+  get #answeringWorker(): string {
+    const plan = this.#plan;
+    return plan.kind === "whole" ? plan.workerId : plan.decodeWorkerId;
+  }
+
+  /** The client hears of a failure: as an error, or inside the answer that it has begun to get. */
+  #tell(code: MeshErrorCode, message: string, effects: RunEffect[]): void {
+    effects.push({ kind: this.#hasPassed ? "break" : "fail", code, message });
+  }
+
+  #answerFailed(
+    outcome: LegOutcome,
+    why: string,
+    canContinue: boolean,
+    effects: RunEffect[],
+  ): void {
     if (!this.#open.answer) return;
     this.#endLeg("answer", outcome, why, effects);
     const plan = this.#plan;
-    if (this.#state === "passing") {
-      effects.push({ kind: "break", code: "worker_lost", message: `the engine failed: ${why}` });
+    if (this.#state === "passing" && !canContinue) {
+      this.#tell("worker_lost", `the engine failed: ${why}`, effects);
       this.#close(outcomeOf[outcome], "cancelled", effects);
       return;
     }
@@ -285,8 +316,7 @@ export class RequestRun {
       this.#sendAnswer(plan.untouched, false, "transfer_failed", effects);
       return;
     }
-    const workerId = plan.kind === "whole" ? plan.workerId : plan.decodeWorkerId;
-    this.#placeAgain(outcome, why, workerId, effects);
+    this.#placeAgain(outcome, why, this.#answeringWorker, effects);
   }
 
   #placeAgain(outcome: LegOutcome, why: string, workerId: string, effects: RunEffect[]): void {
@@ -297,7 +327,7 @@ export class RequestRun {
       return;
     }
     const code = outcome === "timeout" ? "deadline_exceeded" : "worker_lost";
-    effects.push({ kind: "fail", code, message: `the engine failed: ${why}` });
+    this.#tell(code, `the engine failed: ${why}`, effects);
     this.#close(outcomeOf[outcome], "cancelled", effects);
   }
 
