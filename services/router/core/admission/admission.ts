@@ -372,7 +372,7 @@ export class Admission<T> {
     const waitsElsewhere =
       (this.#port.elsewhereMs?.(name, ask.tenant, now) ?? 0) > arrival.estimate.costMs;
     const allowedMs =
-      isOverloaded && held.count < 2 && !waitsElsewhere
+      isOverloaded && held.count < (waitsElsewhere ? 1 : 2)
         ? Math.min(waitMsMax, firstSlack * limit.ms)
         : limit.ms;
     const horizon = { ms: allowedMs, now };

@@ -62,7 +62,7 @@ const workersMax = 4_096;
 /** For so long after a change nobody owns it, ms: what routers tell each other is known to all by then. */
 const handOverMs = 50;
 /** Demands are weighed against what the pool can give within this time, ms. */
-const horizonMs = 100;
+const horizonMs = 25;
 /** Demands told to peers at once. */
 const demandsMax = 256;
 /** How far one message moves a router's demand, 0 to 1: it comes and goes faster than the others hear of it. */
