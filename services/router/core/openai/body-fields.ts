@@ -62,8 +62,13 @@ const choicesMax = 1_024;
 
 /** How many answers are asked for, each with a decode of its own; nothing for one, or for what is no number. */
 export function readChoices(body: Body): { readonly choices?: number } {
-  const value = Math.max(...["n", "best_of"].map((field) => countOf(body[field])));
-  return value > 1 ? { choices: Math.min(value, choicesMax) } : {};
+  const value = choicesOf(body);
+  return value > 1 ? { choices: value } : {};
+}
+
+/** As `readChoices`, 1 where nothing says otherwise. */
+export function choicesOf(body: Body): number {
+  return Math.min(Math.max(countOf(body["n"]), countOf(body["best_of"])), choicesMax);
 }
 
 function countOf(value: unknown): number {

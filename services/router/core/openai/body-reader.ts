@@ -1,9 +1,9 @@
 import { BodyScanner, type ScannedFields } from "./body-scanner.ts";
 import {
+  choicesOf,
   isObject,
   optionalCount,
   optionalFlag,
-  readChoices,
   readModel,
   readSession,
   readStream,
@@ -11,7 +11,14 @@ import {
 import type { OpenAiPrompt } from "./openai-prompt.ts";
 import { kindOf, readOpenAiRequest, type OpenAiRequest } from "./openai-request.ts";
 import { MeshError } from "../../../shared/core/errors.ts";
-import { spelled, type BodyTexts, type ScannedChat, type ScannedPrompt } from "./scanned-body.ts";
+import type { TextScanner } from "../../../shared/core/json-scan/text-scanner.ts";
+import {
+  spelled,
+  type BodyTexts,
+  type ScannedChat,
+  type ScannedPrompt,
+  type ScannedText,
+} from "./scanned-body.ts";
 
 /** What a reader has done so far. */
 export interface BodyReaderFigures {
@@ -26,6 +33,9 @@ export interface BodyReaderFigures {
  */
 export class BodyReader {
   readonly #scanner: BodyScanner;
+  /** The path asked for last, and its kind: most requests are for one. */
+  #path = "";
+  #kind = kindOf("");
   #scanned = 0;
   #judged = 0;
 
@@ -45,7 +55,11 @@ export class BodyReader {
 
   /** Reads a body for placement; see `readOpenAiRequest`, which also says what is refused. */
   read(path: string, bytes: Uint8Array, contentType?: string): OpenAiRequest {
-    const kind = kindOf(path);
+    if (path !== this.#path) {
+      this.#path = path;
+      this.#kind = kindOf(path);
+    }
+    const kind = this.#kind;
     if (kind === "chat" || kind === "completions") {
       const request = this.#scan(kind, bytes);
       if (request !== undefined) {
@@ -65,35 +79,51 @@ export class BodyReader {
       const model = readModel(plain, true);
       const tokensMax =
         optionalCount(plain, "max_completion_tokens") ?? optionalCount(plain, "max_tokens");
-      const texts = this.#texts(bytes);
+      const texts = new LoadedTexts(this.#scanner.json.text, bytes);
       const prompt = kind === "chat" ? chatOf(texts, fields) : promptOf(texts, fields);
       if (prompt === undefined) return undefined;
-      const hints = { ...readSession(plain), ...readStream(plain), ...readChoices(plain) };
-      return { kind, model, tokensMax, ...hints, prompt };
+      const { session } = readSession(plain);
+      const { stream } = readStream(plain);
+      const choices = choicesOf(plain);
+      return {
+        kind,
+        model,
+        tokensMax,
+        ...(session === undefined ? undefined : { session }),
+        ...(stream === undefined ? undefined : { stream }),
+        ...(choices > 1 ? { choices } : undefined),
+        prompt,
+      };
     } catch (error) {
       // Which of several faults is named is for the judge to say.
       if (error instanceof MeshError) return undefined;
       throw error;
     }
   }
+}
 
-  #texts(bytes: Uint8Array): BodyTexts {
-    const { text } = this.#scanner.json;
-    // Another body may have been scanned since.
-    const load = (): void => {
-      if (text.bytes !== bytes) text.load(bytes);
-    };
-    return {
-      bytes,
-      unescape: ({ start, end }) => {
-        load();
-        return text.unescape(start, end);
-      },
-      holds: ({ start, end }, needle) => {
-        load();
-        return text.holds(start, end, needle);
-      },
-    };
+/** Texts of a body that a scanner has read. */
+class LoadedTexts implements BodyTexts {
+  readonly bytes: Uint8Array;
+  readonly #scanner: TextScanner;
+
+  constructor(scanner: TextScanner, bytes: Uint8Array) {
+    this.#scanner = scanner;
+    this.bytes = bytes;
+  }
+
+  unescape({ start, end }: ScannedText): Uint8Array {
+    return this.#loaded().unescape(start, end);
+  }
+
+  holds({ start, end }: ScannedText, needle: Uint8Array): boolean {
+    return this.#loaded().holds(start, end, needle);
+  }
+
+  /** The scanner with this body: it may have read another one since. */
+  #loaded(): TextScanner {
+    if (this.#scanner.bytes !== this.bytes) this.#scanner.load(this.bytes);
+    return this.#scanner;
   }
 }
 

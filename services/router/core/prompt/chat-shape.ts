@@ -45,10 +45,9 @@ export class ChatShape {
     this.texts.length = 0;
     const { messages, tools, templateKwargs } = chat;
     let kwargs = 0;
-    for (const _ in templateKwargs) {
+    if (!isEmpty(templateKwargs)) {
       const text = JSON.stringify(templateKwargs);
       kwargs = text.length > kwargsSizeMax ? -1 : this.#name(text);
-      break;
     }
     if (kwargs < 0) return false;
     this.#put(kwargs);
@@ -121,6 +120,11 @@ export class ChatShape {
     const h = Math.imul(this.hash ^ cell, 0x9e3779b1);
     this.hash = h ^ (h >>> 15);
   }
+}
+
+function isEmpty(object: object): boolean {
+  for (const name in object) if (Object.hasOwn(object, name)) return false;
+  return true;
 }
 
 /** Whether content is a list of texts. */

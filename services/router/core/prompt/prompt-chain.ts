@@ -79,13 +79,13 @@ export class PromptChain {
     let connector = this.#connectors.get(key);
     if (connector === undefined) {
       const cut = parts.findLastIndex((part) => part instanceof LiteralText);
-      const behind = parts.slice(cut + 1).join("");
+      const behind = parts.slice(cut + 1).filter((part) => typeof part === "string");
       const last = parts[cut];
       connector = {
         id: this.#connectorsMade++,
         parts,
         cuts: cut >= 0,
-        carry: last instanceof LiteralText ? (last.texts.at(-1) ?? "") + behind : "",
+        carry: last instanceof LiteralText ? (last.texts.at(-1) ?? "") + behind.join("") : "",
       };
       this.#connectors.set(key, connector);
       this.#connectorsBytes += connectorBytes + 4 * key.length;

@@ -11,6 +11,10 @@ for (const byte of new TextEncoder().encode("0123456789")) classOfByte[byte] = 2
 /** Whole numbers of so many digits are exact. */
 const digitsMax = 15;
 
+/** Strings that are remembered, and the longest of them, bytes. */
+const shortTexts = 64;
+const shortSizeMax = 128;
+
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 
 /**
@@ -20,6 +24,7 @@ const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
  */
 export class JsonScanner {
   readonly text: TextScanner;
+  readonly #shortTexts = new Array<string | undefined>(shortTexts).fill(undefined);
 
   /** For `key` and `simdSizeMax` see `TextScanner`. */
   constructor(key: Int32Array, simdSizeMax?: number) {
@@ -76,6 +81,7 @@ export class JsonScanner {
     if (first === 0x74) return true;
     if (first === 0x66) return false;
     if (first === 0x6e) return null;
+    if (first === 0x22) return this.#shortText(from, to) ?? this.parse(from, to);
     if (classOfByte[first] === 2 && to - from <= digitsMax) {
       let number = 0;
       for (let i = from; i < to; i++) {
@@ -85,6 +91,30 @@ export class JsonScanner {
       return number;
     }
     return this.parse(from, to);
+  }
+
+  /** What the string in `[from, to)` spells, if it is like the one before it at its slot: names of models come again and again. */
+  #shortText(from: number, to: number): string | undefined {
+    const { bytes } = this.text;
+    const size = to - from - 2;
+    if (size > shortSizeMax) return undefined;
+    let hash = size;
+    for (let i = from + 1; i < to - 1; i++) {
+      const byte = bytes[i] as number;
+      // With escapes, or not of ASCII.
+      if (byte === 0x5c || byte >= 0x80) return undefined;
+      hash = Math.imul(hash ^ byte, 0x01000193);
+    }
+    const slot = hash & (shortTexts - 1);
+    const known = this.#shortTexts[slot];
+    if (known?.length === size) {
+      let i = 0;
+      while (i < size && known.charCodeAt(i) === bytes[from + 1 + i]) i++;
+      if (i === size) return known;
+    }
+    const text = this.parse(from, to) as string;
+    this.#shortTexts[slot] = text;
+    return text;
   }
 
   /** What `JSON.parse` makes of the value in `[from, to)`, which has been skipped. */
