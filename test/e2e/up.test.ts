@@ -271,6 +271,8 @@ describe("kvmesh up", () => {
     started.push(engine);
     await engine.prints('"event":"engine_ready"');
     await command.prints("serving until Ctrl-C");
+    // It says that the routers serve before Envoy does.
+    await command.prints("ready after");
     expect(command.stderr()).toMatch(/ready after .* 1 workers/);
     const { urls } = runOf();
     await eventually(
