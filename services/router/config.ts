@@ -5,6 +5,7 @@ import { parseEndpoint } from "../shared/core/endpoint.ts";
 import { logLevels } from "../shared/edge/log.ts";
 import { hotServerKinds } from "./edge/hot-server-kinds.ts";
 import { preferenceNames } from "./core/placement/estimate.ts";
+import { disaggregationModes } from "./core/placement/pairs/pair-placer.ts";
 import { policyNames } from "./core/placement/policy.ts";
 
 const port = z.number().int().min(0).max(65_535);
@@ -63,6 +64,12 @@ export const RouterConfig = z.strictObject({
       graceMs: z.number().int().min(100).max(600_000).default(5_000),
     })
     .prefault({}),
+  relays: z
+    .strictObject({
+      /** Where relays may be. */
+      allowedCidrs: z.array(cidr).min(1).default(loopback),
+    })
+    .prefault({}),
   callers: z
     .strictObject({
       /** Who may use ext_proc and the access log. */
@@ -71,6 +78,8 @@ export const RouterConfig = z.strictObject({
       router: z.array(cidr).default(loopback),
       /** Who may use Membership. */
       membership: z.array(cidr).default(loopback),
+      /** Who may use Relays. */
+      relays: z.array(cidr).default(loopback),
       /** Who may use Peer. */
       peer: z.array(cidr).default(loopback),
       /** Who may use discovery. */
@@ -129,6 +138,21 @@ export const RouterConfig = z.strictObject({
       sessionsMax: z.number().int().min(0).max(10_000_000).default(65_536),
       /** Fallback endpoints named beside the first choice. */
       fallbacksMax: z.number().int().min(0).max(16).default(3),
+      /** Prefill and decode on two workers: when it costs less, never, or whenever a pair can be had. */
+      disaggregation: z.enum(disaggregationModes).default("auto"),
+      /** Added to the cost of pairs when compared with running whole, ms; negative favours pairs. */
+      pairBiasMs: z.number().min(-3_600_000).max(3_600_000).default(0),
+      /** Bytes of KV moved for one token where an engine does not tell; the default is Llama-3.1-8B in BF16. */
+      kvBytesPerTokenDefault: z.number().int().min(1).max(1_073_741_824).default(131_072),
+      /** Links between engines before a transfer was seen, in one host and between hosts: latency, ms, and bytes a second. */
+      links: z
+        .strictObject({
+          sameHostMs: z.number().min(0).max(60_000).default(2),
+          sameHostBytesPerS: z.number().min(1).default(4_000_000_000),
+          acrossHostsMs: z.number().min(0).max(60_000).default(4),
+          acrossHostsBytesPerS: z.number().min(1).default(1_500_000_000),
+        })
+        .prefault({}),
       /** In full duplex name the first choice alone unless set (gateways may read one address only). */
       duplexFallbacks: z.boolean().default(false),
     })

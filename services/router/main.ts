@@ -15,6 +15,7 @@ import {
   PeerService as PeerDefinition,
   RouterService,
 } from "../shared/gen/kvmesh/router/v1/router.ts";
+import { RelaysService } from "../shared/gen/kvmesh/relay/v1/relay.ts";
 import { MembershipService } from "../shared/gen/kvmesh/worker/v1/worker.ts";
 import { admissionFromConfig } from "./admission-config.ts";
 import { RouterConfig } from "./config.ts";
@@ -31,6 +32,9 @@ import { createHotServer, extProcName } from "./edge/hot-server.ts";
 import { createMembershipService } from "./edge/membership-server.ts";
 import { ModelRuntimes } from "./edge/model-runtimes.ts";
 import { TokenCacheMetrics } from "./edge/token-cache-metrics.ts";
+import { pairsFromConfig } from "./pair-config.ts";
+import { PlacementSigner } from "./edge/relay-placement.ts";
+import { RelayService } from "./edge/relay-server.ts";
 import { PeerLinks } from "./edge/peer-links.ts";
 import { PeerService } from "./edge/peer-server.ts";
 import { ProxyPresence } from "./edge/proxy-presence.ts";
@@ -122,6 +126,7 @@ async function startRouter(config: Config): Promise<RunningService> {
     affinityMs: config.placement.affinityMs,
     preference: config.placement.preference,
     sessionsMax: config.placement.sessionsMax,
+    pairs: pairsFromConfig(config.placement),
     ...admissionFromConfig(config.admission),
   });
   const runtimes = new ModelRuntimes({
@@ -136,6 +141,7 @@ async function startRouter(config: Config): Promise<RunningService> {
   const settle = (): void => {
     admissionTimer.run();
     effects.run();
+    relays.settle();
   };
   const peers: PeerLinks = new PeerLinks({
     addresses: config.peers,
@@ -170,6 +176,7 @@ async function startRouter(config: Config): Promise<RunningService> {
     epoch,
     blockSizeTokens,
     allowedCidrs: cidrs(config.workers.allowedCidrs),
+    relayCidrs: cidrs(config.relays.allowedCidrs),
     onRefused: (what) => {
       metrics.peerRefused.inc({ what });
     },
@@ -245,6 +252,23 @@ async function startRouter(config: Config): Promise<RunningService> {
     peers,
     ads,
     topology,
+    onMembers: () => {
+      relays.refresh();
+    },
+  });
+  const relays: RelayService = new RelayService({
+    core,
+    keys,
+    clock,
+    log,
+    metrics,
+    peers,
+    ads,
+    instance,
+    epoch,
+    decisionPrefix,
+    allowedCidrs: cidrs(config.relays.allowedCidrs),
+    settle,
   });
   const decider = new Decider({
     core,
@@ -255,6 +279,7 @@ async function startRouter(config: Config): Promise<RunningService> {
     defaultPool: config.pools.default,
     blockSizeTokens,
     duplexFallbacks: config.placement.duplexFallbacks,
+    signer: new PlacementSigner({ core, clock, router: instance, keys: keys.placement }),
     admissionWaitMsMax: Math.max(0, ...config.admission.classes.map((c) => c.waitMsMax)),
     onDecision: (decision) => {
       placements.publish(decision);
@@ -290,6 +315,7 @@ async function startRouter(config: Config): Promise<RunningService> {
     callers: [
       { service: "kvmesh.router.v1.Router", allowed: cidrs(config.callers.router) },
       { service: "kvmesh.router.v1.Peer", allowed: cidrs(config.callers.peer) },
+      { service: "kvmesh.relay.v1.Relays", allowed: cidrs(config.callers.relays) },
       { service: "kvmesh.worker.v1.Membership", allowed: cidrs(config.callers.membership) },
       {
         service: "envoy.service.discovery.v3.AggregatedDiscoveryService",
@@ -319,6 +345,7 @@ async function startRouter(config: Config): Promise<RunningService> {
   );
   control.add(PeerDefinition, peerService.service);
   control.add(MembershipService, membership.service);
+  control.add(RelaysService, relays.service);
   control.add(AggregatedDiscoveryServiceService, ads.service);
   control.add(EndpointDiscoveryServiceService, ads.endpointService);
 
@@ -360,6 +387,7 @@ async function startRouter(config: Config): Promise<RunningService> {
     core.tick(now);
     peers.tick();
     peerService.tick();
+    relays.tick();
     topology.tick();
     readiness.tick(now, {
       peersSynced: peerService.syncedCount,
@@ -402,6 +430,7 @@ async function startRouter(config: Config): Promise<RunningService> {
       placements.close();
       topology.close();
       membership.close();
+      relays.close();
       ads.close();
       await Promise.all([hot.stop(closeMs), close(control), http.close()]);
       await tracing.stop();

@@ -14,6 +14,30 @@ export const routerMetrics = {
     help: "Placement decisions by outcome (placed, no_worker, refused) and policy.",
     labels: ["outcome", "policy"],
   },
+  pairDecisions: {
+    name: "kvmesh_router_pair_decisions_total",
+    kind: "counter",
+    help: "Requests of pools with engines that hand KV to each other, by form (pair, whole) and why it was chosen.",
+    labels: ["form", "why"],
+  },
+  legEnds: {
+    name: "kvmesh_router_leg_ends_total",
+    kind: "counter",
+    help: "Ends of legs that relays told of, by leg (whole, prefill, decode) and outcome.",
+    labels: ["leg", "outcome"],
+  },
+  relays: {
+    name: "kvmesh_router_relays",
+    kind: "gauge",
+    help: "Relays by state: attached, peers_only, away, draining.",
+    labels: ["state"],
+  },
+  relayRefused: {
+    name: "kvmesh_router_relay_refused_total",
+    kind: "counter",
+    help: "Streams of relays ended with an error, by code.",
+    labels: ["code"],
+  },
   decisionSeconds: {
     name: "kvmesh_router_decision_duration_seconds",
     kind: "histogram",

@@ -2,11 +2,14 @@ import { isUtf8 } from "node:buffer";
 import { randomFillSync, randomUUID } from "node:crypto";
 import type { Clock } from "../../shared/core/clock.ts";
 import { MeshError } from "../../shared/core/errors.ts";
+import { invariant } from "../../shared/core/invariant.ts";
+import { placementHeader } from "../../shared/core/placement-token/placement-token.ts";
 import { openAiError, toMeshError, wire } from "../../shared/edge/wire.ts";
 import type { Metrics } from "../../shared/edge/metrics.ts";
 import type { MeshSpan, Tracing } from "../../shared/edge/tracing.ts";
 import { formatTraceparent } from "../../shared/edge/tracing.ts";
 import type { Decision } from "../core/decisions/decision.ts";
+import { poolCluster, relaysCluster } from "../core/discovery/discovery-view.ts";
 import type { Answer, ExchangeRequest, ImmediateAnswer } from "../core/exchange/exchange.ts";
 import { readHints } from "../core/admission/request-hints.ts";
 import type { RequestHeaderName } from "../core/exchange/request-headers.ts";
@@ -22,12 +25,14 @@ import type { ModelRuntimes } from "./model-runtimes.ts";
 import { encodeMsMax, PromptReading, type AwaitedPrompt } from "./prompt-reading.ts";
 import type { RequestContext } from "./request-context.ts";
 import type { RequestDecider, WaitingDecision } from "./request-decider.ts";
+import { BodyDigest, type PlacementSigner } from "./relay-placement.ts";
 import { RouteSpans } from "./route-spans.ts";
 
 /** Header names between the router, Envoy and engines (see the README of the router). */
 export const headerNames = {
   pool: "x-kvmesh-pool",
   destination: "x-gateway-destination-endpoint",
+  placement: placementHeader,
 } as const;
 
 /** What the decider needs. */
@@ -40,6 +45,8 @@ export interface DeciderDependencies {
   readonly defaultPool: string;
   readonly blockSizeTokens: number;
   readonly duplexFallbacks: boolean;
+  /** Signs placements of requests that pass a relay; without one none does. */
+  readonly signer?: PlacementSigner;
   /** Longest wait in admission of any class, ms. */
   readonly admissionWaitMsMax: number;
   /** Called with every decision, for watchers. */
@@ -115,8 +122,9 @@ export class Decider implements RequestDecider {
     json: Uint8Array;
     requestId: string;
     subset: ReadonlySet<string> | undefined;
+    excluded?: ReadonlySet<string>;
     dryRun: boolean;
-  }): Promise<Decision> {
+  }): Promise<{ readonly decision: Decision; readonly placement: string }> {
     const { path, json } = options;
     const openAi = this.#bodies.read(path, json);
     const pool = this.#pool(openAi.model);
@@ -125,7 +133,13 @@ export class Decider implements RequestDecider {
       reread: () => this.#bodies.read(path, json),
     }));
     const prompt = "read" in read ? await read.read : read;
-    return this.#place({ ...options, openAi, pool, prompt });
+    const isPairable = isSplittable(openAi) && this.#d.signer !== undefined;
+    const decision = this.#place({ ...options, openAi, pool, prompt, isPairable });
+    const isCarried = openAi.kind === "chat" || openAi.kind === "completions";
+    if (options.dryRun || !isCarried) return { decision, placement: "" };
+    const { sha256 } = new BodyDigest(json);
+    const placement = this.#d.signer?.sign(decision, { sha256, tenant: "" }) ?? "";
+    return { decision, placement };
   }
 
   /** Places a tokenised prompt. */
@@ -135,6 +149,7 @@ export class Decider implements RequestDecider {
     tokensMax: number | undefined;
     requestId: string;
     subset: ReadonlySet<string> | undefined;
+    excluded?: ReadonlySet<string>;
     dryRun: boolean;
   }): Decision {
     const { model, ids, tokensMax } = options;
@@ -238,6 +253,9 @@ export class Decider implements RequestDecider {
       const reread = (): OpenAiRequest => this.#bodies.read(path, copy, contentType);
       return { bytes: copy.length, reread };
     });
+    // The digest is of a body that may be gone once the request has waited.
+    const mayPair = !request.truncated && isSplittable(openAi) && this.#mayPair(pool);
+    const digest = mayPair ? new BodyDigest(body) : undefined;
     const { session } = openAi;
     const hints = readHints(
       (name) => request.headers.get(name as RequestHeaderName),
@@ -246,8 +264,10 @@ export class Decider implements RequestDecider {
     const keptBytes = context.bodyMode === "full_duplex" ? request.bodyBytes : 0;
     const admit = (prompt: TokenisedPrompt): WaitingDecision | undefined => {
       spans.tokenized(tokenize, prompt, openAi);
-      return this.#admit({ hints, keptBytes, openAi, pool, prompt }, context, spans, answer);
+      const asked = { hints, keptBytes, openAi, pool, prompt, digest };
+      return this.#admit(asked, context, spans, answer);
     };
+    if ("read" in read) digest?.keep();
     return "read" in read ? this.#later(read, admit, context, spans, answer) : admit(read);
   }
 
@@ -298,12 +318,14 @@ export class Decider implements RequestDecider {
       readonly openAi: OpenAiRequest;
       readonly pool: string;
       readonly prompt: TokenisedPrompt;
+      /** Absent for a request that cannot pass a relay. */
+      readonly digest: BodyDigest | undefined;
     },
     context: RequestContext,
     spans: RouteSpans,
     answer: (answer: Answer) => void,
   ): WaitingDecision | undefined {
-    const { hints, keptBytes, openAi, pool, prompt } = of;
+    const { hints, keptBytes, openAi, pool, prompt, digest } = of;
     const { core, clock, onWaiting } = this.#d;
     const started = clock.now();
     const lookup = spans.start("lookup");
@@ -313,6 +335,7 @@ export class Decider implements RequestDecider {
       prompt,
       requestId: context.requestId,
       subset: context.subset,
+      isPairable: digest !== undefined,
       dryRun: false,
     });
     const waiting = core.placeInTurn(
@@ -325,12 +348,14 @@ export class Decider implements RequestDecider {
           const waitedMs = decision.admission?.waitedMs ?? 0;
           const lookedUp = waitedMs > 0 ? spans.start("lookup") : lookup;
           this.#settled(decision, { prompt, spans, lookup: lookedUp, started, waitedMs });
-          answer(this.#answerOf(decision, context, spans));
+          const body = digest === undefined ? undefined : { digest, tenant: hints.tenant };
+          answer(this.#answerOf(decision, context, spans, body));
         },
       },
       started,
     );
     if (waiting === undefined) return undefined;
+    digest?.keep();
     onWaiting();
     return {
       waitMsMax: waiting.waitMsMax + answerMarginMs,
@@ -341,9 +366,14 @@ export class Decider implements RequestDecider {
     };
   }
 
-  #answerOf(decision: Decision, context: RequestContext, spans: RouteSpans): Answer {
+  #answerOf(
+    decision: Decision,
+    context: RequestContext,
+    spans: RouteSpans,
+    body: DigestedBody | undefined,
+  ): Answer {
     const { outcome, admission } = decision;
-    if (outcome.kind === "placed") return this.#answer(decision, context.bodyMode);
+    if (outcome.kind === "placed") return this.#answer(decision, context.bodyMode, body);
     const retryAfterMs = admission?.retryAfterMs ?? retryAfterDefaultMs;
     const error = new MeshError(outcome.code, outcome.message, { retryAfterMs });
     return this.#refuse(error, context, spans, decision);
@@ -391,6 +421,8 @@ export class Decider implements RequestDecider {
     prompt: TokenisedPrompt;
     requestId: string;
     subset: ReadonlySet<string> | undefined;
+    excluded?: ReadonlySet<string>;
+    isPairable?: boolean;
     dryRun: boolean;
   }): Decision {
     const { core, clock } = this.#d;
@@ -417,9 +449,11 @@ export class Decider implements RequestDecider {
     prompt: TokenisedPrompt;
     requestId: string;
     subset: ReadonlySet<string> | undefined;
+    excluded?: ReadonlySet<string>;
+    isPairable?: boolean;
     dryRun: boolean;
   }): PlaceInput {
-    const { openAi, pool, prompt } = options;
+    const { openAi, pool, prompt, excluded, isPairable } = options;
     return {
       requestId: options.requestId === "" ? randomUUID() : options.requestId,
       pool,
@@ -430,6 +464,8 @@ export class Decider implements RequestDecider {
       answer: answerFormOf(openAi),
       loadOnlyReason: prompt.loadOnly ?? "",
       subset: options.subset,
+      ...(excluded === undefined ? {} : { excluded }),
+      ...(isPairable === true && prompt.loadOnly === undefined ? { isPairable } : {}),
       dryRun: options.dryRun,
       unixUs: this.#d.clock.wallUnixUs(),
     };
@@ -457,7 +493,8 @@ export class Decider implements RequestDecider {
     spans?.admitted(decision);
     spans?.placed(lookup, decision, core);
     if (prompt.loadOnly !== undefined) metrics.loadOnly.inc({ reason: prompt.loadOnly });
-    const { outcome, admission } = decision;
+    const { outcome, admission, pair } = decision;
+    if (pair !== undefined) metrics.pairDecisions.inc({ form: pair.form, why: pair.why });
     metrics.decisions.inc({ outcome: outcome.kind, policy: decision.policy });
     if (admission !== undefined) {
       const { className, shedReason } = admission;
@@ -473,17 +510,34 @@ export class Decider implements RequestDecider {
     }
   }
 
-  #answer(decision: Decision, bodyMode: string): Answer {
+  /** Whether requests of a pool may run on two workers now. */
+  #mayPair(pool: string): boolean {
+    return this.#d.signer !== undefined && this.#d.core.pairs.isPossible(pool);
+  }
+
+  /** The placement of a pair for the relay that is to carry it out. */
+  #signedPair(decision: Decision, body: DigestedBody | undefined): string {
+    const { signer } = this.#d;
+    invariant(body !== undefined && signer !== undefined, "a pair was placed without its digest");
+    const token = signer.sign(decision, { sha256: body.digest.sha256, tenant: body.tenant });
+    invariant(token !== undefined, "a pair was placed on workers that are no members");
+    return token;
+  }
+
+  #answer(decision: Decision, bodyMode: string, body: DigestedBody | undefined): Answer {
     const single = bodyMode === "full_duplex" && !this.#d.duplexFallbacks;
     const endpoints = single ? decision.endpoints.slice(0, 1) : decision.endpoints;
     const destination = endpoints.join(",");
     const { chosen } = decision;
+    const isPair = decision.pair?.form === "pair";
+    const setHeaders: [string, string][] = [
+      [headerNames.pool, isPair ? relaysCluster : poolCluster(decision.pool)],
+      [headerNames.destination, destination],
+    ];
+    if (isPair) setHeaders.push([headerNames.placement, this.#signedPair(decision, body)]);
     return {
       kind: "route",
-      setHeaders: [
-        [headerNames.pool, `pool-${decision.pool}`],
-        [headerNames.destination, destination],
-      ],
+      setHeaders,
       removeHeaders: [],
       metadata: {
         "envoy.lb": { [headerNames.destination]: destination },
@@ -508,6 +562,19 @@ export class Decider implements RequestDecider {
     const shedReason = decision?.admission?.shedReason ?? "";
     return immediateError(error, shedReason === "" ? error.code : shedReason);
   }
+}
+
+/** What a placement binds of a request beside the decision. */
+interface DigestedBody {
+  readonly digest: BodyDigest;
+  readonly tenant: string;
+}
+
+/**
+ * Whether a request's prompt and its answer can be computed on two workers: one answer, on a path that relays carry.
+ */
+function isSplittable({ kind, choices = 1 }: OpenAiRequest): boolean {
+  return (kind === "chat" || kind === "completions") && choices === 1;
 }
 
 /** An error as the answer to the client: OpenAI shape, Retry-After where it makes sense. */

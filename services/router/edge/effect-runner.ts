@@ -24,6 +24,8 @@ export interface EffectRunnerDependencies {
   readonly peers: PeerLinks;
   readonly ads: AdsService;
   readonly topology: TopologyWatchers;
+  /** Engines that relays are told of have changed. */
+  readonly onMembers?: () => void;
 }
 
 /** Carries out what the core wants done: tells peers, Envoy and watchers, and counts. */
@@ -46,6 +48,7 @@ export class EffectRunner {
     if (!membersChanged) return;
     this.#d.ads.setMembers(this.#discoveryMembers());
     this.#d.topology.changed();
+    this.#d.onMembers?.();
   }
 
   /** This router's whole state for a peer. */

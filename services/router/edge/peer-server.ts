@@ -9,11 +9,13 @@ import { toServiceError } from "../../shared/edge/grpc-server.ts";
 import { peerProof, verifyProof, type MeshKeys } from "../../shared/edge/keys.ts";
 import { toMeshError } from "../../shared/edge/wire.ts";
 import type {
+  PeerDemand,
   PeerEvent,
   PeerHello,
   PeerServer,
   PeerSnapshot,
   MemberNotice as WireNotice,
+  RelayNotice as WireRelay,
   RouterState,
   SyncRequest,
   SyncResponse,
@@ -22,6 +24,8 @@ import type { MemberNotice } from "../core/membership/member.ts";
 import { SequenceCheck } from "../core/peers/peer-link.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { AccessOutcomes } from "./access-outcomes.ts";
+import { relayFromWire } from "./relay-peer-wire.ts";
+import { relayAddressProblem } from "./relay-server.ts";
 import { noticeProblem } from "./peer-notice-check.ts";
 import {
   noticeFromWire,
@@ -51,6 +55,8 @@ interface KnownPeer {
   heardAt: number;
   lostAt: number | undefined;
   synced: boolean;
+  /** Whether something that it told of demand was refused on this stream. */
+  demandRefused: boolean;
   /** Members that its last snapshot or notices say it holds. */
   readonly holds: Set<string>;
 }
@@ -67,6 +73,8 @@ export interface PeerServiceDependencies {
   readonly blockSizeTokens: number;
   /** Where engines may be that peers tell of. */
   readonly allowedCidrs: readonly Cidr[];
+  /** Where relays may be that peers tell of; as for engines when absent. */
+  readonly relayCidrs?: readonly Cidr[];
   /** Something that a peer said was not taken. */
   readonly onRefused: (what: "hello" | "notice" | "message") => void;
   readonly settle: () => void;
@@ -232,6 +240,7 @@ export class PeerService {
         heardAt: now,
         lostAt: undefined,
         synced: false,
+        demandRefused: false,
         holds: new Set(),
       };
       this.#peers.set(hello.instance, peer);
@@ -244,6 +253,7 @@ export class PeerService {
       peer.heardAt = now;
       peer.lostAt = undefined;
       peer.synced = false;
+      peer.demandRefused = false;
     }
     call.write({ message: { $case: "welcome", value: { instance, epoch: BigInt(epoch) } } });
     log.info(
@@ -282,6 +292,9 @@ export class PeerService {
         core.notice(peer.instance, notice, now);
         break;
       }
+      case "relay":
+        this.#relay(peer, message.value, now);
+        break;
       case "reserved":
       case "closed":
       case "observed":
@@ -291,7 +304,7 @@ export class PeerService {
         for (const { event } of message.value.events) this.#event(event, now);
         break;
       case "demand":
-        takeDemand(core, peer.instance, message.value, now);
+        this.#demand(peer, message.value, now);
         break;
       case "goodbye":
         peer.holds.clear();
@@ -321,6 +334,45 @@ export class PeerService {
       "peer's notice of a member refused",
     );
     return undefined;
+  }
+
+  /** Takes what a peer says of a relay, unless its addresses may not be used. */
+  #relay(peer: KnownPeer, wire: WireRelay, now: MonoMs): boolean {
+    const { core, log, onRefused } = this.#d;
+    const notice = relayFromWire(wire);
+    const allowed = this.#d.relayCidrs ?? this.#d.allowedCidrs;
+    const problem =
+      relayAddressProblem(notice.h2Address, allowed) ??
+      relayAddressProblem(notice.httpAddress, allowed);
+    if (problem === undefined && /^[A-Za-z0-9._:-]{1,64}$/.test(notice.instance)) {
+      core.relays.notice(peer.instance, notice, now);
+      return true;
+    }
+    onRefused("notice");
+    log.warn(
+      {
+        event: "peer_notice_refused",
+        peer: peer.instance,
+        relay: notice.instance.slice(0, 64),
+        reason: problem?.text ?? "instance must be 1 to 64 of A-Z a-z 0-9 . _ : -",
+      },
+      "peer's notice of a relay refused",
+    );
+    return false;
+  }
+
+  /** What may be believed of a peer's demand; the rest is counted, and told once of each stream. */
+  #demand(peer: KnownPeer, demand: PeerDemand, now: MonoMs): void {
+    const { core, log, onRefused } = this.#d;
+    const refused = takeDemand(core, peer.instance, demand, now);
+    if (refused === 0) return;
+    onRefused("demand");
+    if (peer.demandRefused) return;
+    peer.demandRefused = true;
+    log.warn(
+      { event: "peer_demand_refused", peer: peer.instance, entries: refused },
+      "part of a peer's demand refused",
+    );
   }
 
   #event(event: PeerEvent["event"], now: MonoMs): void {
@@ -356,6 +408,8 @@ export class PeerService {
     core.peerHoldsOnly(peer.instance, named, now);
     peer.holds.clear();
     for (const key of named) peer.holds.add(key);
+    const relays = snapshot.relays.filter((wire) => this.#relay(peer, wire, now));
+    core.relays.heldOnly(peer.instance, new Set(relays.map((r) => r.instance)), now);
     const open = new Set(snapshot.reservations.map((r) => r.decisionId));
     core.peerOpenOnly(peer.instance, peer.epoch, open, now);
     for (const wire of snapshot.reservations) core.peerReserved(reservationFromWire(wire), now);

@@ -37,21 +37,32 @@ export interface RouterServiceDependencies {
   readonly settle: () => void;
 }
 
+/** Workers that a request may exclude. */
+const excludedMax = 64;
+
 async function place(d: RouterServiceDependencies, request: PlaceRequest): Promise<PlaceResponse> {
   const { prompt } = request;
+  const { excludedWorkerIds } = request;
+  if (excludedWorkerIds.length > excludedMax) {
+    throw new MeshError("invalid_request", `excluded_worker_ids: at most ${excludedMax}`, {
+      field: "excluded_worker_ids",
+    });
+  }
   const shared = {
     requestId: request.requestId === "" ? randomUUID() : request.requestId,
     subset: request.subset.length === 0 ? undefined : new Set(request.subset),
+    ...(excludedWorkerIds.length === 0 ? {} : { excluded: new Set(excludedWorkerIds) }),
     dryRun: request.dryRun,
   };
   let decision: Decision;
+  let placement = "";
   switch (prompt?.$case) {
     case "body":
-      decision = await d.decider.placeBody({
+      ({ decision, placement } = await d.decider.placeBody({
         ...shared,
         path: prompt.value.path,
         json: prompt.value.json,
-      });
+      }));
       break;
     case "tokens": {
       const { model, ids, tokensMax } = prompt.value;
@@ -63,7 +74,7 @@ async function place(d: RouterServiceDependencies, request: PlaceRequest): Promi
       throw new MeshError("invalid_request", "prompt: give a body or tokens", { field: "prompt" });
   }
   d.settle();
-  return { decision: decisionToWire(decision), placement: "" };
+  return { decision: decisionToWire(decision), placement };
 }
 
 function findLocally(core: RouterCore, request: ExplainRequest): Decision | undefined {

@@ -149,9 +149,9 @@ export class PairPlacer {
 
   /** Compares the best pair with running whole. */
   consider(ask: PairAsk): PairVerdict {
-    if (!ask.isPairable) return whole("request_form");
     const groups = this.members.groupsOf(ask.pool).filter(({ engine }) => this.#relays.has(engine));
     if (groups.length === 0) return whole("no_relay");
+    if (!ask.isPairable) return whole("request_form");
     let found: FoundPair[] = [];
     let engine = groups[0]?.engine;
     for (const group of groups) {
