@@ -295,7 +295,7 @@ export const routerMetrics = {
   peerRefused: {
     name: "kvmesh_router_peer_refused_total",
     kind: "counter",
-    help: "What peers said and this router did not take: hello, notice (of a member), message.",
+    help: "What peers said and this router did not take: hello, notice (of a member), demand, message.",
     labels: ["what"],
   },
   callersRefused: {

@@ -34,6 +34,7 @@ function waiter(
     position: 0,
     blockedBy: "capacity",
     expiresAt: 0,
+    refusedAt: 0,
     expiresFor: "wait_timeout",
     account: "",
     orderPlace: -1,

@@ -1,6 +1,6 @@
 import type { Clock } from "../../shared/core/clock.ts";
 import type { MonoMs } from "../../shared/core/ids.ts";
-import type { PeerDemand } from "../../shared/gen/kvmesh/router/v1/router.ts";
+import type { PeerDemand, TenantDemand } from "../../shared/gen/kvmesh/router/v1/router.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { PeerLinks } from "./peer-links.ts";
 
@@ -51,12 +51,47 @@ export class DemandExchange {
   }
 }
 
-/** Takes a peer's demand. */
+/** Pools of one message at most, and tenants of one pool: 256 that wait and 256 that were served. */
+const poolsMax = 256;
+const tenantsMax = 512;
+/** Longest name of a class, a tenant or a pool, characters. */
+const nameCharsMax = 128;
+/** Largest number of ms that is believed: thirty years. */
+const msMax = 1e12;
+
+/** Whether a peer's demand of one tenant may be believed; what it was served may fall a little below nothing. */
+export function isDemand({ className, tenant, queuedMs, servedMs }: TenantDemand): boolean {
+  return (
+    className.length > 0 &&
+    className.length <= nameCharsMax &&
+    tenant.length <= nameCharsMax &&
+    queuedMs >= 0 &&
+    queuedMs <= msMax &&
+    servedMs >= -msMax &&
+    servedMs <= msMax
+  );
+}
+
+/**
+ * Takes a peer's demand, as far as it is of pools known here and may be believed. Returns the number of entries (pools or
+ * tenants) that were refused; a pool that is not known here yet is none of them.
+ */
 export function takeDemand(
   core: RouterCore,
   router: string,
   { pools }: PeerDemand,
   now: MonoMs,
-): void {
-  for (const { pool, tenants } of pools) core.takePeerDemand(router, pool, tenants, now);
+): number {
+  let refused = Math.max(0, pools.length - poolsMax);
+  for (const { pool, tenants } of pools.slice(0, poolsMax)) {
+    if (pool.length > nameCharsMax) {
+      refused++;
+      continue;
+    }
+    if (!core.gates.has(pool) && core.poolMembers(pool).length === 0) continue;
+    const believed = tenants.slice(0, tenantsMax).filter(isDemand);
+    refused += tenants.length - believed.length;
+    core.takePeerDemand(router, pool, believed, now);
+  }
+  return refused;
 }

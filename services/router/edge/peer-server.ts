@@ -76,7 +76,7 @@ export interface PeerServiceDependencies {
   /** Where relays may be that peers tell of; as for engines when absent. */
   readonly relayCidrs?: readonly Cidr[];
   /** Something that a peer said was not taken. */
-  readonly onRefused: (what: "hello" | "notice" | "message") => void;
+  readonly onRefused: (what: "hello" | "notice" | "message" | "demand") => void;
   readonly settle: () => void;
 }
 
