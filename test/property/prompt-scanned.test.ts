@@ -186,28 +186,68 @@ function outcome(run: () => unknown): unknown {
 
 const path = "/v1/chat/completions";
 
+/** One way of reading chats through a template, beside the path that parses and renders them. */
+function compared(source: string) {
+  const template = new ChatTemplate(source, { bos: "<|endoftext|>", eos: "<|im_end|>" });
+  const chats = new ChatReader({
+    syntax: template.syntax,
+    contentFormat: template.contentFormat,
+    specialTokens: template.specialTokens,
+    tokenizer,
+    addedTokens: tokenizer.addedTokens(),
+    cache: new PromptCache({ bytesMax: 200_000 }),
+    // Soon used up, but not at once.
+    chainBytesMax: 150_000,
+    domain: 1,
+  });
+  const slow: ModelRuntime = {
+    tokenizer,
+    unsupported: false,
+    template,
+    addsSpecialTokens: false,
+    root,
+  };
+  const reader = new BodyReader({ key, isUtf8 });
+  const expectSame = (chat: unknown, choices: readonly number[]): void => {
+    const bytes = new TextEncoder().encode(spelledFreely(chat, choices));
+    // With one token a block, hashes are equal exactly when all tokens are.
+    for (const blockSizeTokens of [1, 5]) {
+      const judged = outcome(() => {
+        const { prompt } = readOpenAiRequest(path, bytes);
+        return readPrompt(prompt, 0, slow, blockSizeTokens);
+      });
+      const got = outcome(() => {
+        const { prompt } = reader.read(path, bytes);
+        return readPrompt(prompt, 0, { ...slow, chats }, blockSizeTokens);
+      });
+      expect(got).toEqual(judged);
+    }
+  };
+  return { chats, reader, expectSame };
+}
+
+/** The chat with its texts changed for others, as far as that leaves its shape. */
+function withOtherTexts(chat: unknown, others: readonly string[]): unknown {
+  let next = 0;
+  const change = (value: unknown, isText: boolean): unknown => {
+    if (typeof value === "string") {
+      return isText && value !== "" ? (others[next++ % others.length] ?? value) : value;
+    }
+    if (Array.isArray(value)) return value.map((item) => change(item, false));
+    if (typeof value !== "object" || value === null) return value;
+    return Object.fromEntries(
+      Object.entries(value).map(([name, item]) => [
+        name,
+        change(item, name === "content" || name === "text"),
+      ]),
+    );
+  };
+  return change(chat, false);
+}
+
 describe.each(Object.entries(templates))("chats through the template %s", (_name, source) => {
   test("have the tokens of the rendered prompt, whatever was seen before", () => {
-    const template = new ChatTemplate(source, { bos: "<|endoftext|>", eos: "<|im_end|>" });
-    const chats = new ChatReader({
-      syntax: template.syntax,
-      contentFormat: template.contentFormat,
-      specialTokens: template.specialTokens,
-      tokenizer,
-      addedTokens: tokenizer.addedTokens(),
-      cache: new PromptCache({ bytesMax: 200_000 }),
-      chainBytesMax: 50_000,
-      domain: 1,
-    });
-    const slow: ModelRuntime = {
-      tokenizer,
-      unsupported: false,
-      template,
-      addsSpecialTokens: false,
-      root,
-    };
-    const reader = new BodyReader({ key, isUtf8 });
-    // With one token a block, hashes are equal exactly when all tokens are.
+    const { chats, reader, expectSame } = compared(source);
     fc.assert(
       fc.property(
         body,
@@ -220,18 +260,7 @@ describe.each(Object.entries(templates))("chats through the template %s", (_name
             messages: value.messages.slice(0, cut),
           }));
           for (const conversation of [...beginnings, value, value]) {
-            const bytes = new TextEncoder().encode(spelledFreely(conversation, choices));
-            for (const blockSizeTokens of [1, 5]) {
-              const judged = outcome(() => {
-                const { prompt } = readOpenAiRequest(path, bytes);
-                return readPrompt(prompt, 0, slow, blockSizeTokens);
-              });
-              const got = outcome(() => {
-                const { prompt } = reader.read(path, bytes);
-                return readPrompt(prompt, 0, { ...slow, chats }, blockSizeTokens);
-              });
-              expect(got).toEqual(judged);
-            }
+            expectSame(conversation, choices);
           }
         },
       ),
@@ -242,5 +271,25 @@ describe.each(Object.entries(templates))("chats through the template %s", (_name
     if (!source.includes("raise_exception")) {
       expect(chats.figures.read).toBeGreaterThan(3 * chats.figures.left);
     } else expect(chats.figures.read).toBeGreaterThan(10);
+  });
+
+  test("have them too when others of their shape were read before", () => {
+    const { chats, expectSame } = compared(source);
+    const someText = text.filter((one) => one !== "");
+    fc.assert(
+      fc.property(
+        body,
+        fc.array(fc.array(someText, { minLength: 1, maxLength: 8 }), {
+          minLength: 2,
+          maxLength: 6,
+        }),
+        (value, texts) => {
+          expectSame(value, []);
+          for (const others of texts) expectSame(withOtherTexts(value, others), []);
+        },
+      ),
+      { numRuns: 100 },
+    );
+    expect(chats.figures.planned).toBeGreaterThan(chats.figures.read / 4);
   });
 });

@@ -59,7 +59,7 @@ export class ModelRuntimes {
   readonly #cache: PromptCache;
   readonly #readers = new Map<string, ChatReader>();
   #readersMade = 0;
-  #droppedReads: ChatReaderFigures = { read: 0, left: 0 };
+  #droppedReads: ChatReaderFigures = { read: 0, planned: 0, left: 0 };
   readonly #asked = new Map<string, { readonly streamId: number; readonly at: MonoMs }>();
 
   constructor(options: {
@@ -78,13 +78,13 @@ export class ModelRuntimes {
 
   /** What prompts seen before have saved so far. */
   get tokenCacheFigures(): PromptCacheFigures & ChatReaderFigures {
-    let read = this.#droppedReads.read;
-    let left = this.#droppedReads.left;
+    let { read, planned, left } = this.#droppedReads;
     for (const { figures } of this.#readers.values()) {
       read += figures.read;
+      planned += figures.planned;
       left += figures.left;
     }
-    return { ...this.#cache.figures, read, left };
+    return { ...this.#cache.figures, read, planned, left };
   }
 
   /** What is needed to read the prompts of a pool; `undefined` before its first worker. */
@@ -253,8 +253,8 @@ export class ModelRuntimes {
       domain: this.#readersMade++,
     });
     if (this.#readers.size >= readersMax) {
-      const { read, left } = this.tokenCacheFigures;
-      this.#droppedReads = { read, left };
+      const { read, planned, left } = this.tokenCacheFigures;
+      this.#droppedReads = { read, planned, left };
       this.#readers.clear();
     }
     this.#readers.set(key, reader);

@@ -48,6 +48,8 @@ export interface ChatReaderOptions {
 /** What a reader has done so far. */
 export interface ChatReaderFigures {
   readonly read: number;
+  /** Of these, chats of a shape that had been rendered before, without running the template. */
+  readonly planned: number;
   /** Chats that were left to the template library. */
   readonly left: number;
 }
@@ -73,6 +75,7 @@ export class ChatReader {
     this.#bindTexts();
   };
   #read = 0;
+  #planned = 0;
   #left = 0;
 
   constructor(options: ChatReaderOptions) {
@@ -92,7 +95,7 @@ export class ChatReader {
   }
 
   get figures(): ChatReaderFigures {
-    return { read: this.#read, left: this.#left };
+    return { read: this.#read, planned: this.#planned, left: this.#left };
   }
 
   /**
@@ -135,7 +138,9 @@ export class ChatReader {
     for (const literal of literals) texts.push(cache.text(literal, textDomain(domain)));
     for (const { steps, links } of plans) {
       texts.length = literals.length;
-      if (answersAlike(steps, texts, this.#bind)) return this.#chain.read(links, texts, chain);
+      if (!answersAlike(steps, texts, this.#bind)) continue;
+      this.#planned++;
+      return this.#chain.read(links, texts, chain);
     }
     return undefined;
   }

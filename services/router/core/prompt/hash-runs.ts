@@ -1,7 +1,7 @@
 import { hashNextBlock, type HashRoot } from "../../../shared/core/block-hash.ts";
 
 /** Hashes are in pages of so many numbers, or one of their own when there are more. */
-const pageSize = 1 << 16;
+const pageSize = 1 << 13;
 /** Cells of a run: its page, where it is there, blocks that there is room for, blocks that it has. */
 const cellsPerRun = 4;
 
