@@ -4,6 +4,7 @@ import type {
   ExplainResponse,
   Observation,
 } from "../../shared/gen/kvmesh/router/v1/router.ts";
+import { chosenPair, formText, pairLines } from "./explain-pair-view.ts";
 import { formatCount, formatMs, textTable, type Column } from "./text-table.ts";
 
 /** Names of `Outcome` by number. */
@@ -16,7 +17,12 @@ export function explainView(response: ExplainResponse): string[] {
   return [
     ...heading(decision),
     "",
-    ...candidateLines(decision.candidates, decision.workerId),
+    ...pairLines(decision),
+    // Of a pair they are what running whole would have cost, and none of them was taken.
+    ...candidateLines(
+      decision.candidates,
+      chosenPair(decision) === undefined ? decision.workerId : "",
+    ),
     ...filteredLines(decision),
     ...leftOutLines(decision),
     ...marginLines(decision),
@@ -67,6 +73,8 @@ function heading(decision: Decision): string[] {
     ],
     ["outcome", outcomeText(decision)],
   ];
+  const form = formText(decision);
+  if (form !== undefined) facts.push(["form", form]);
   if (decision.endpoints.length > 0) facts.push(["endpoints", endpointsText(decision.endpoints)]);
   if (decision.loadOnlyReason !== "") facts.push(["by load only", decision.loadOnlyReason]);
   const { admission } = decision;
@@ -197,16 +205,19 @@ function observedLines(decision: Decision): string[] {
       ? ["observed  nothing: the request went to no worker"]
       : ["observed  not yet: the request still runs, or its end has not been heard"];
   }
+  const pair = chosenPair(decision);
   const candidate = decision.candidates.find((one) => one.workerId === decision.workerId);
+  const predicted = pair ?? candidate;
+  const matchedTokens = pair?.prefillMatchedTokens ?? candidate?.matchedTokens;
   const rows = [
     [
       "TTFT",
-      candidate === undefined ? "–" : formatMs(candidate.predictedTtftMs),
+      predicted === undefined ? "–" : formatMs(predicted.predictedTtftMs),
       ...ttftCells(decision, observed),
     ],
     [
       "cached tokens",
-      candidate === undefined ? "–" : formatCount(candidate.matchedTokens),
+      matchedTokens === undefined ? "–" : formatCount(matchedTokens),
       ...cachedCells(decision, observed),
     ],
     [

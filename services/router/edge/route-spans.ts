@@ -123,14 +123,15 @@ export class RouteSpans {
     lookup?.end(this.#clock.wallUnixUs());
     this.#score(root, decision);
     if (outcome.kind !== "placed") return;
-    const [chosen] = candidates;
+    const { chosen } = decision;
     root.set({
+      ...pairAttributes(decision),
       ...this.#identity(decision),
       [attributes.routeOutcome]: "picked",
       [attributes.workerId]: decision.workerId,
       [attributes.routeEndpoint]: decision.endpoints[0],
       [attributes.routeFallbackEndpoints]: decision.endpoints.slice(1),
-      [attributes.routeMode]: "agg",
+      [attributes.routeMode]: decision.pair?.form === "pair" ? "pd" : "agg",
       [attributes.predictedTtftMs]: chosen?.predictedTtftMs,
       [attributes.predictedCachedTokens]: chosen?.matchedTokens,
       [attributes.traceSpansExpected]:
@@ -256,6 +257,20 @@ export class RouteSpans {
     });
     span.end(this.#clock.wallUnixUs());
   }
+}
+
+/** What a decision says of running on two workers. */
+function pairAttributes({ pair }: Decision): Record<string, string | number | undefined> {
+  if (pair === undefined) return {};
+  const chosen = pair.form === "pair" ? pair.candidates[0] : undefined;
+  return {
+    [attributes.routeFormReason]: pair.why,
+    [attributes.routeFormMarginMs]: pair.candidates.length > 0 ? pair.marginMs : undefined,
+    [attributes.routePrefillWorkerId]: chosen?.prefillWorkerId,
+    [attributes.predictedTransferMs]:
+      chosen === undefined ? undefined : chosen.term("transfer_wait") + chosen.term("transfer"),
+    [attributes.predictedTransferBytes]: chosen?.transferBytes,
+  };
 }
 
 /** Terms that have an array of their own. */

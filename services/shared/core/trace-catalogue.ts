@@ -169,6 +169,26 @@ const attributeSpecs = {
     meaning: "Aggregated, or prefill and decode on different workers.",
     values: ["agg", "pd"],
   },
+  routePrefillWorkerId: {
+    name: "kvmesh.route.prefill_worker_id",
+    type: "string",
+    unit: "",
+    meaning:
+      "Worker that computes the prompt of a pair; `kvmesh.worker.id` is the one that decodes.",
+  },
+  routeFormReason: {
+    name: "kvmesh.route.form_reason",
+    type: "string",
+    unit: "",
+    meaning: "Why it runs as a pair or whole; absent where the pool has no pairs.",
+  },
+  routeFormMarginMs: {
+    name: "kvmesh.route.form_margin_ms",
+    type: "double",
+    unit: "ms",
+    meaning:
+      "Best cost of the form not chosen minus that of the chosen one; negative when a setting chose.",
+  },
   routeEndpoint: {
     name: "kvmesh.route.endpoint",
     type: "string",
@@ -279,6 +299,19 @@ const attributeSpecs = {
     type: "int",
     unit: "{token}",
     meaning: "Prompt tokens that the decision expected to be cached there.",
+  },
+  predictedTransferMs: {
+    name: "kvmesh.predicted.transfer_ms",
+    type: "double",
+    unit: "ms",
+    meaning:
+      "Time that the decision expected the KV of a pair to take, its wait for the link included.",
+  },
+  predictedTransferBytes: {
+    name: "kvmesh.predicted.transfer_bytes",
+    type: "int",
+    unit: "By",
+    meaning: "Bytes of KV that the decision expected to be moved between the engines of a pair.",
   },
   observedTtftMs: {
     name: "kvmesh.observed.ttft_ms",
@@ -812,6 +845,11 @@ export const spanCatalogue: readonly SpanSpec[] = [
       "poolId",
       "routePolicy",
       "routeMode",
+      "routePrefillWorkerId",
+      "routeFormReason",
+      "routeFormMarginMs",
+      "predictedTransferMs",
+      "predictedTransferBytes",
       "routeEndpoint",
       "routeFallbackEndpoints",
       "routeLoadOnlyReason",
