@@ -1,5 +1,7 @@
+import { connect } from "node:net";
 import { afterEach, beforeAll, describe, expect, test } from "vitest";
 import { loadEngineModel, type EngineModel } from "../../services/simulator/edge/engine-process.ts";
+import { encodeFrame, FrameReader } from "../../services/simulator/core/kv-transfer/frames.ts";
 import {
   pdFixture,
   promptOf,
@@ -168,6 +170,31 @@ describe("legs that fail", () => {
     expect(await isFree(d)).toBe(true);
     // The prefill engine was told: the room is empty again.
     await until(async () => (await p.metric("kvmesh_engine_kv_rooms")) === 0, 1_000);
+  });
+
+  test("a decode engine lost between the last byte and its word frees the prefill engine", async () => {
+    const { p } = await pair();
+    const leg = p.ask(path, { ...base(promptOf(100, 50)), ...rendezvous(p, 11) });
+    const socket = connect(p.running.ports.kv, "127.0.0.1");
+    let ended = false;
+    const reader = new FrameReader((frame) => {
+      if (frame.kind === "hello") {
+        socket.write(encodeFrame({ ...frame, instance: "raw" }));
+        const blocks = new Uint32Array(0);
+        const order = { mode: "room", key: "11", firstBlock: 0, blockCount: 7, blocks } as const;
+        socket.write(encodeFrame({ kind: "pull", id: 1, ...order }));
+      }
+      if (frame.kind === "end") ended = true;
+    });
+    socket.on("data", (bytes: Buffer) => {
+      reader.feed(bytes);
+    });
+    await until(() => Promise.resolve(ended), 3_000);
+    expect(await isFree(p)).toBe(false);
+    socket.destroy();
+    expect((await leg).status).toBe(500);
+    await until(() => isFree(p), 1_000);
+    expect(await p.metric("kvmesh_engine_kv_rooms")).toBe(0);
   });
 
   test("damage fails the request, or is recomputed when the policy says so", async () => {

@@ -347,6 +347,8 @@ export class CompletionService implements LoadListener {
       shownReason: undefined,
       handoffKey: undefined,
     };
+    // Who left before this has no `close` to come.
+    if (response.destroyed) return;
     this.#live.add(generation);
     response.once("close", () => {
       this.#live.delete(generation);

@@ -468,6 +468,7 @@ export class KvConnector {
       this.#failRoom(key, "the decode engine left");
     } else if (this.#rooms.apply(key, "sent")) {
       this.#release(key);
+      room.pull?.close();
       room.leg?.sent();
     }
   }

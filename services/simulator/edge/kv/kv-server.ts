@@ -41,6 +41,8 @@ export interface ServerPull {
   ): void;
   /** Refuses or gives up. */
   abort(reason: string): void;
+  /** The puller has said that it is done. Rooms are open until then, also after all was sent. */
+  close(): void;
 }
 
 /** What the server asks of its engine. Nothing here may throw. */
@@ -48,7 +50,7 @@ export interface KvServerHost {
   /** Key of what a physical block holds now, or undefined when there is no such block. */
   contentOf(block: number): { readonly low: number; readonly high: number } | undefined;
   pulled(pull: ServerPull): void;
-  /** The puller gave up, or its connection is gone, before the end was sent. */
+  /** The puller gave up, or its connection is gone: before the end was sent, in a room before it said done. */
   pullAborted(pull: ServerPull): void;
   done(key: string, outcome: "pulled" | "aborted"): void;
   heartbeat(keys: readonly string[]): void;
@@ -284,6 +286,9 @@ class ServerConnection {
           this.#socket.write(encodeFrame({ kind: "abort", id: request.id, reason }));
         }
       },
+      close: () => {
+        if (this.#pulls.get(request.id) === pull) this.#forget(pull);
+      },
     };
     this.#pulls.set(request.id, pull);
     this.#options.host.pulled(pull);
@@ -354,7 +359,8 @@ class ServerConnection {
       const { pull, plan } = head;
       if (this.#pulls.get(pull.request.id) !== pull) continue;
       if (plan === undefined) {
-        this.#pulls.delete(pull.request.id);
+        // A room ends with the puller's word. If the connection goes before that, the end may never have arrived.
+        if (pull.request.mode !== "room") this.#pulls.delete(pull.request.id);
         this.#socket.write(pull.end as Uint8Array);
         continue;
       }
