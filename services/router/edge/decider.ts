@@ -11,7 +11,7 @@ import { formatTraceparent } from "../../shared/edge/tracing.ts";
 import type { Decision } from "../core/decisions/decision.ts";
 import { poolCluster, relaysCluster } from "../core/discovery/discovery-view.ts";
 import type { Answer, ExchangeRequest, ImmediateAnswer } from "../core/exchange/exchange.ts";
-import { readHints } from "../core/admission/request-hints.ts";
+import { readHints, type RequestHints } from "../core/admission/request-hints.ts";
 import type { RequestHeaderName } from "../core/exchange/request-headers.ts";
 import { answerFormOf } from "../core/openai/answer-form.ts";
 import { BodyReader } from "../core/openai/body-reader.ts";
@@ -53,6 +53,14 @@ export interface DeciderDependencies {
   readonly onDecision: (decision: Decision) => void;
   /** Called when a request has begun to wait. */
   readonly onWaiting: () => void;
+}
+
+/** How a call over gRPC takes its turn. */
+export interface CallTurn {
+  /** Who asks and what for. */
+  readonly hints: RequestHints;
+  /** Aborts when the caller leaves or its deadline passes. */
+  readonly signal: AbortSignal;
 }
 
 /** Seconds a refused client should wait when nothing better is known. */
@@ -124,6 +132,7 @@ export class Decider implements RequestDecider {
     subset: ReadonlySet<string> | undefined;
     excluded?: ReadonlySet<string>;
     dryRun: boolean;
+    turn: CallTurn;
   }): Promise<{ readonly decision: Decision; readonly placement: string }> {
     const { path, json } = options;
     const openAi = this.#bodies.read(path, json);
@@ -134,7 +143,8 @@ export class Decider implements RequestDecider {
     }));
     const prompt = "read" in read ? await read.read : read;
     const isPairable = isSplittable(openAi) && this.#d.signer !== undefined;
-    const decision = this.#place({ ...options, openAi, pool, prompt, isPairable });
+    const asked = { ...options, openAi, pool, prompt, isPairable, bytes: json.length };
+    const decision = await this.#place(asked);
     const isCarried = openAi.kind === "chat" || openAi.kind === "completions";
     if (options.dryRun || !isCarried) return { decision, placement: "" };
     const { sha256 } = new BodyDigest(json);
@@ -142,8 +152,8 @@ export class Decider implements RequestDecider {
     return { decision, placement };
   }
 
-  /** Places a tokenised prompt. */
-  placeTokens(options: {
+  /** Places a tokenised prompt. Rejects with what is wrong with it. */
+  async placeTokens(options: {
     model: string;
     ids: readonly number[];
     tokensMax: number | undefined;
@@ -151,7 +161,8 @@ export class Decider implements RequestDecider {
     subset: ReadonlySet<string> | undefined;
     excluded?: ReadonlySet<string>;
     dryRun: boolean;
-  }): Decision {
+    turn: CallTurn;
+  }): Promise<Decision> {
     const { model, ids, tokensMax } = options;
     const openAi: OpenAiRequest = {
       kind: "completions",
@@ -163,7 +174,7 @@ export class Decider implements RequestDecider {
     // Ids are not encoded, so that nothing is put off.
     const prompt = this.#readPrompt(openAi, 0, pool, () => ({ bytes: 0, reread: () => openAi }));
     if ("read" in prompt) throw new MeshError("invariant_violated", "token ids are awaited");
-    return this.#place({ ...options, openAi, pool, prompt });
+    return this.#place({ ...options, openAi, pool, prompt, bytes: 4 * ids.length });
   }
 
   #startSpan(context: RequestContext): MeshSpan | undefined {
@@ -415,7 +426,8 @@ export class Decider implements RequestDecider {
     return this.#reading.read({ openAi, bodyBytes, runtime, contextMax }, keep);
   }
 
-  #place(options: {
+  /** Decides on a call in its turn, or at once when it is a dry run. Rejects with why it is not placed. */
+  async #place(options: {
     openAi: OpenAiRequest;
     pool: string;
     prompt: TokenisedPrompt;
@@ -424,23 +436,52 @@ export class Decider implements RequestDecider {
     excluded?: ReadonlySet<string>;
     isPairable?: boolean;
     dryRun: boolean;
-  }): Decision {
+    turn: CallTurn;
+    /** Memory of its prompt while it waits. */
+    bytes: number;
+  }): Promise<Decision> {
     const { core, clock } = this.#d;
-    const { prompt } = options;
+    const { prompt, turn, bytes } = options;
     const started = clock.now();
-    const decision = core.place(this.#placeInput(options), started);
-    this.#settled(decision, {
-      prompt,
-      spans: undefined,
-      lookup: undefined,
-      started,
-      waitedMs: 0,
+    const input = this.#placeInput(options);
+    const decision = options.dryRun
+      ? core.place(input, started)
+      : await this.#placeInTurn(input, turn, bytes);
+    const { outcome, admission } = decision;
+    const waitedMs = admission?.waitedMs ?? 0;
+    this.#settled(decision, { prompt, spans: undefined, lookup: undefined, started, waitedMs });
+    if (outcome.kind === "placed") return decision;
+    const shedReason = admission?.shedReason ?? "";
+    throw new MeshError(outcome.code, outcome.message, {
+      retryAfterMs: admission?.retryAfterMs ?? retryAfterDefaultMs,
+      ...(shedReason === "" ? {} : { shedReason }),
     });
-    const { outcome } = decision;
-    if (outcome.kind !== "placed") {
-      throw new MeshError(outcome.code, outcome.message, { retryAfterMs: retryAfterDefaultMs });
-    }
-    return decision;
+  }
+
+  /** Rejects with `cancelled` when the caller leaves first; then nothing is reserved. */
+  #placeInTurn(input: PlaceInput, { hints, signal }: CallTurn, bytes: number): Promise<Decision> {
+    const { core, clock, onWaiting } = this.#d;
+    return new Promise((resolve, reject) => {
+      const left = (): MeshError => new MeshError("cancelled", "the caller left before its turn");
+      if (signal.aborted) {
+        reject(left());
+        return;
+      }
+      let forget = (): void => undefined;
+      const decided = (decision: Decision): void => {
+        signal.removeEventListener("abort", forget);
+        resolve(decision);
+      };
+      const request = { input, hints, bytes: bytes + waitingBytes, decided };
+      const waiting = core.placeInTurn(request, clock.now());
+      if (waiting === undefined) return;
+      forget = () => {
+        waiting.cancel(clock.now());
+        reject(left());
+      };
+      signal.addEventListener("abort", forget, { once: true });
+      onWaiting();
+    });
   }
 
   #placeInput(options: {

@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import type { Metadata } from "@grpc/grpc-js";
 import type { Clock } from "../../shared/core/clock.ts";
 import { MeshError } from "../../shared/core/errors.ts";
 import { toServiceError, unary } from "../../shared/edge/grpc-server.ts";
@@ -13,6 +14,7 @@ import type {
   SetPolicyRequest,
   SetPolicyResponse,
 } from "../../shared/gen/kvmesh/router/v1/router.ts";
+import { readHints, type RequestHints } from "../core/admission/request-hints.ts";
 import type { Decision } from "../core/decisions/decision.ts";
 import { reweigh } from "../core/decisions/what-if.ts";
 import { costTerms } from "../core/placement/candidate.ts";
@@ -40,7 +42,20 @@ export interface RouterServiceDependencies {
 /** Workers that a request may exclude. */
 const excludedMax = 64;
 
-async function place(d: RouterServiceDependencies, request: PlaceRequest): Promise<PlaceResponse> {
+/** A call's metadata by the names of request headers. */
+function hintsOf(metadata: Metadata): RequestHints {
+  return readHints((name) => {
+    const [value] = metadata.get(name);
+    return typeof value === "string" ? value : undefined;
+  }, undefined);
+}
+
+/** Decides on a request in its turn; a caller that leaves, or whose deadline passes, waits no longer. */
+async function place(
+  d: RouterServiceDependencies,
+  request: PlaceRequest,
+  call: { readonly signal: AbortSignal; readonly metadata: Metadata },
+): Promise<PlaceResponse> {
   const { prompt } = request;
   const { excludedWorkerIds } = request;
   if (excludedWorkerIds.length > excludedMax) {
@@ -53,6 +68,7 @@ async function place(d: RouterServiceDependencies, request: PlaceRequest): Promi
     subset: request.subset.length === 0 ? undefined : new Set(request.subset),
     ...(excludedWorkerIds.length === 0 ? {} : { excluded: new Set(excludedWorkerIds) }),
     dryRun: request.dryRun,
+    turn: { hints: hintsOf(call.metadata), signal: call.signal },
   };
   let decision: Decision;
   let placement = "";
@@ -67,7 +83,7 @@ async function place(d: RouterServiceDependencies, request: PlaceRequest): Promi
     case "tokens": {
       const { model, ids, tokensMax } = prompt.value;
       const limit = tokensMax === 0 ? undefined : tokensMax;
-      decision = d.decider.placeTokens({ ...shared, model, ids, tokensMax: limit });
+      decision = await d.decider.placeTokens({ ...shared, model, ids, tokensMax: limit });
       break;
     }
     case undefined:
@@ -189,7 +205,9 @@ export function createRouterService(d: RouterServiceDependencies): RouterServer 
       retryAfterMs: 5_000,
     });
   return {
-    place: unary<PlaceRequest, PlaceResponse>((request) => place(d, request)),
+    place: unary<PlaceRequest, PlaceResponse>((request, signal, metadata) =>
+      place(d, request, { signal, metadata }),
+    ),
     release: unary<ReleaseRequest, ReleaseResponse>((request) => {
       const wasOpen = d.core.release(request.decisionId, d.clock.now());
       d.settle();

@@ -26,6 +26,8 @@ export interface MeshErrorDetails {
   readonly field?: string;
   /** When trying again makes sense, ms from now. */
   readonly retryAfterMs?: number;
+  /** Why a request was shed: a value of `x-kvmesh-shed-reason`. */
+  readonly shedReason?: string;
 }
 
 /**
@@ -36,6 +38,7 @@ export class MeshError extends Error {
   readonly code: MeshErrorCode;
   readonly field: string | undefined;
   readonly retryAfterMs: number | undefined;
+  readonly shedReason: string | undefined;
 
   constructor(code: MeshErrorCode, message: string, details: MeshErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });
@@ -43,5 +46,6 @@ export class MeshError extends Error {
     this.code = code;
     this.field = details.field;
     this.retryAfterMs = details.retryAfterMs;
+    this.shedReason = details.shedReason;
   }
 }

@@ -142,20 +142,23 @@ export function listen(server: Server, host: string, port: number): Promise<numb
   });
 }
 
-/** The error as gRPC sees it: status, text, `kvmesh-error-code` and the retry hint. */
+/** The error as gRPC sees it: status, text, `kvmesh-error-code`, the retry hint under both its names, and why it was shed. */
 export function toServiceError(error: unknown): Partial<ServiceError> & { code: status } {
   const mesh = toMeshError(error);
   const metadata = new Metadata();
   metadata.set("kvmesh-error-code", mesh.code);
   if (mesh.retryAfterMs !== undefined) {
-    metadata.set("grpc-retry-pushback-ms", Math.ceil(mesh.retryAfterMs).toString());
+    const ms = Math.ceil(mesh.retryAfterMs).toString();
+    metadata.set("grpc-retry-pushback-ms", ms);
+    metadata.set("retry-after-ms", ms);
   }
+  if (mesh.shedReason !== undefined) metadata.set("x-kvmesh-shed-reason", mesh.shedReason);
   return { code: wire[mesh.code].grpc, details: mesh.message, metadata };
 }
 
 /** Turns a handler, async or not, into a grpc-js one: cancellation in, mapped errors out. */
 export function unary<Req, Res>(
-  handle: (request: Req, signal: AbortSignal) => Res | Promise<Res>,
+  handle: (request: Req, signal: AbortSignal, metadata: Metadata) => Res | Promise<Res>,
 ): handleUnaryCall<Req, Res> {
   return (call, callback) => {
     const abort = new AbortController();
@@ -163,7 +166,7 @@ export function unary<Req, Res>(
       abort.abort(new MeshError("cancelled", "caller left"));
     });
     new Promise<Res>((resolve) => {
-      resolve(handle(call.request, abort.signal));
+      resolve(handle(call.request, abort.signal, call.metadata));
     }).then(
       (response) => {
         callback(null, response);
