@@ -95,6 +95,8 @@ export const RelayConfig = z.strictObject({
       bodyMemoryBytesMax: z.number().int().min(65_536).max(8_589_934_592).default(268_435_456),
       /** Bytes that wait for one client before its engine is not read any more. */
       clientBufferBytesMax: z.number().int().min(1_024).max(16_777_216).default(65_536),
+      /** Bytes kept of other relays' streams, all of them. */
+      mirrorBytesMax: z.number().int().min(65_536).max(8_589_934_592).default(268_435_456),
       /** Engines, or pairs of them, that one request is tried on before its first byte. */
       placementsMax: z.number().int().min(1).max(8).default(3),
     })

@@ -1,6 +1,6 @@
 import type { IncomingHttpHeaders } from "node:http";
 import { MeshError } from "../../shared/core/errors.ts";
-import type { Placement } from "../../shared/core/placement-token/placement.ts";
+import type { GuardSettings, Placement } from "../../shared/core/placement-token/placement.ts";
 import {
   isPlacedBody,
   placementHeader,
@@ -15,7 +15,7 @@ import type { LegOutcome, LegSlot, LocalPrefillReason } from "../core/request/le
 import { continuationBody, continuationPath } from "../core/guard/continuation.ts";
 import { findUnguardedReason, type UnguardedReason } from "../core/guard/guard-policy.ts";
 import { guardedBody, readGuardRequest, type GuardRequest } from "../core/guard/guard-request.ts";
-import { GuardedStream, type Cut } from "../core/guard/guarded-stream.ts";
+import { GuardedStream, type Cut, type ResumedFrom } from "../core/guard/guarded-stream.ts";
 import { planRun, type PlannedRun } from "../core/request/plan-run.ts";
 import { RequestRun, type RunEffect, type RunEvent } from "../core/request/request-run.ts";
 import { readTailUsage } from "../core/request/tail-usage.ts";
@@ -24,6 +24,7 @@ import { hash, isUtf8 } from "./body-checks.ts";
 import type { AnswerListener, ClientAnswer, ClientRequest } from "./client-exchange.ts";
 import { LegCall, returnedFields } from "./leg-call.ts";
 import { LegRecord } from "./leg-record.ts";
+import type { StreamMirror } from "./mirror-links.ts";
 import type { RelayParts } from "./relay-parts.ts";
 
 /** Largest answer of a prefill leg, and of an engine's error, bytes. */
@@ -47,7 +48,16 @@ interface Guard {
   readonly stream: GuardedStream;
   readonly request: GuardRequest;
   readonly body: RelayedBody;
+  /** Absent when no other relay is there. */
+  readonly mirror: StreamMirror | undefined;
 }
+
+/** How a stream is guarded that came to be resumed with a placement that asks for no guard. */
+const resumedGuard: GuardSettings = {
+  freezeItlMultiple: 20,
+  freezeMsMin: 1_000,
+  migrationsMax: 3,
+};
 
 type Phase = "prefill" | "first_byte" | "stream" | "slow_reader" | "placing";
 
@@ -95,6 +105,8 @@ export class Exchange implements AnswerListener {
     readonly placement: Placement;
     readonly body: RelayedBody;
     readonly arrivedAt: number;
+    /** A stream of another relay to go on with. */
+    readonly resumed?: ResumedFrom;
     readonly onOver: (exchange: Exchange) => void;
   }) {
     const { parts, answer, placement, body, arrivedAt } = options;
@@ -108,15 +120,37 @@ export class Exchange implements AnswerListener {
     this.#onOver = options.onOver;
     this.#path = options.request.path;
     this.#requestDeadline = arrivedAt + parts.config.deadlines.requestMs;
-    if (body.stream) this.#beginGuard();
+    if (body.stream) this.#beginGuard(options.resumed);
     this.#planned = this.#plan(placement);
+    if (options.resumed !== undefined) this.#resume();
     this.#run = new RequestRun(this.#planned.plan, parts.config.limits.placementsMax);
     answer.listener = this;
   }
 
   /** Begins the first leg. */
   begin(): void {
+    const guard = this.#guard;
+    if (guard !== undefined && this.#cut?.kind === "finished") {
+      // Only the end was missing, and no engine is needed for it.
+      this.#sendHead(200, [["content-type", "text/event-stream; charset=utf-8"]]);
+      this.#writeGuarded(guard.stream);
+      this.#answer.end();
+      this.#step({ kind: "answer_ended" });
+      return;
+    }
     this.#step({ kind: "begin" });
+  }
+
+  /** Plans the rest of a stream that another relay began. Throws `resume_lost` when it cannot be gone on with. */
+  #resume(): void {
+    const guard = this.#guard;
+    if (guard === undefined) {
+      const reason = this.#unguardedReason ?? "not_asked";
+      throw new MeshError("resume_lost", `the stream cannot be resumed: ${reason}`);
+    }
+    const cut = guard.stream.cut();
+    this.#cut = cut;
+    if (cut.kind === "continue") this.#planned = this.#planContinuation(cut);
   }
 
   /** Whether the request runs on two engines. */
@@ -175,13 +209,14 @@ export class Exchange implements AnswerListener {
     return this.#guard !== undefined;
   }
 
-  #beginGuard(): void {
+  #beginGuard(resumed: ResumedFrom | undefined): void {
     const { adapters, json, metrics } = this.#parts;
     const placement = this.#placement;
     const [leg] = placement.legs;
     if (leg === undefined) return;
     const body = this.#body;
-    const reason = findUnguardedReason(body, placement.guard, adapters[leg.engine].tellsTokenIds);
+    const settings = placement.guard ?? (resumed === undefined ? undefined : resumedGuard);
+    const reason = findUnguardedReason(body, settings, adapters[leg.engine].tellsTokenIds);
     if (reason !== undefined) {
       this.#unguardedReason = reason;
       if (reason !== "not_asked") metrics.guards.inc({ state: "off", reason });
@@ -190,11 +225,17 @@ export class Exchange implements AnswerListener {
     metrics.guards.inc({ state: "on", reason: "" });
     const request = readGuardRequest(body);
     const facts = { kind: body.kind, salted: placement.salted };
-    this.#guard = {
+    if (settings !== undefined) this.#placement = { ...placement, guard: settings };
+    const mirror = this.#parts.mirrors.open(placement.bodySha256);
+    const stream = new GuardedStream({
       request,
-      body: readBody(json, guardedBody(body), facts),
-      stream: new GuardedStream({ request, cachedTokens: -1 }),
-    };
+      cachedTokens: -1,
+      ...(mirror === undefined ? {} : { nameOf: (point) => mirror.nameOf(point) }),
+      ...(resumed === undefined ? {} : { resumed }),
+    });
+    mirror?.follow(stream);
+    const guarded = readBody(json, guardedBody(body), facts);
+    this.#guard = { request, body: guarded, stream, mirror };
   }
 
   #plan(placement: Placement): PlannedRun {
@@ -265,6 +306,7 @@ export class Exchange implements AnswerListener {
           metrics.requestSeconds.observe({ mode }, (clock.now() - this.#arrivedAt) / 1_000);
         }
         this.#deadlineAt = Infinity;
+        this.#guard?.mirror?.ended(effect.outcome === "done");
         this.#onOver(this);
         return;
       }
@@ -443,6 +485,7 @@ export class Exchange implements AnswerListener {
     const isWritten = this.#writeGuarded(stream);
     if (!isWritten) this.#wait("stream", this.#freezeMs(stream));
     record.usage = { ...record.usage, generatedTokens: stream.sentCount };
+    if (stream.sentCount > before) guard.mirror?.grew();
     this.#parts.metrics.guardedTokens.inc(stream.sentCount - before);
     if (this.#lostAt > 0 && stream.sentCount > before) this.#wentOn();
     switch (verdict) {
@@ -490,6 +533,7 @@ export class Exchange implements AnswerListener {
     const { stream, request } = guard;
     const reason = stream.unguardedReason ?? "unreadable";
     metrics.guards.inc({ state: "off", reason });
+    guard.mirror?.ended(true);
     this.#guard = undefined;
     this.#unguardedReason = reason;
     if (request.stops.length === 0) {
@@ -686,16 +730,17 @@ export class Exchange implements AnswerListener {
     const fields = returnedFields(head.headers);
     const length = head.headers["content-length"];
     if (!this.#body.stream && length !== undefined) fields.push(["content-length", length]);
-    if (this.#body.stream) {
-      const { stream } = this.#guard ?? {};
-      const reason = this.#unguardedReason ?? "";
-      fields.push(["x-kvmesh-guard", stream === undefined ? `off; reason=${reason}` : "on"]);
-    }
-    this.#answer.head(head.status, fields);
+    this.#sendHead(head.status, fields);
     const ttftMs = now - this.#arrivedAt;
     this.#parts.notify(
       record.notice(this.#placement, { ended: false, outcome: "done", ttftMs, last: false, now }),
     );
+  }
+
+  #sendHead(status: number, fields: readonly HeaderField[]): void {
+    const guard = this.#guard === undefined ? `off; reason=${this.#unguardedReason ?? ""}` : "on";
+    const own: HeaderField[] = this.#body.stream ? [["x-kvmesh-guard", guard]] : [];
+    this.#answer.head(status, [...fields, ...own]);
   }
 
   /** The client gets an answer that the prefill leg made. */

@@ -12,6 +12,7 @@ import type { LegNotice } from "../core/topology/leg-notices.ts";
 import type { LiveTopology } from "../core/topology/live-topology.ts";
 import type { relayMetrics } from "../metrics.ts";
 import type { EnginePools } from "./engine-pools.ts";
+import type { MirrorLinks } from "./mirror-links.ts";
 import type { Placer } from "./placer.ts";
 
 /** What every request of a relay works with. */
@@ -28,6 +29,8 @@ export interface RelayParts {
   readonly topology: LiveTopology;
   readonly handoffs: HandoffBook;
   readonly placer: Placer;
+  readonly resumeKeys: readonly TokenKey[];
+  readonly mirrors: MirrorLinks;
   /** Tells routers what happened to a leg. */
   notify(notice: LegNotice): void;
 }

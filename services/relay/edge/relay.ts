@@ -1,10 +1,11 @@
 import { createHmac } from "node:crypto";
 import type { Logger } from "pino";
-import { parseCidr, type Cidr } from "../../shared/core/cidr.ts";
+import { inCidrs, parseCidr, type Cidr } from "../../shared/core/cidr.ts";
 import type { Clock } from "../../shared/core/clock.ts";
 import { MeshError } from "../../shared/core/errors.ts";
 import { JsonScanner } from "../../shared/core/json-scan/json-scanner.ts";
-import type { TokenKey } from "../../shared/core/placement-token/placement-token.ts";
+import type { Placement } from "../../shared/core/placement-token/placement.ts";
+import { isPlacedBody, type TokenKey } from "../../shared/core/placement-token/placement-token.ts";
 import type { SeededRandom } from "../../shared/core/random.ts";
 import { GrpcHealth, servingStatus } from "../../shared/edge/h2/grpc-health.ts";
 import type { H2GrpcServer } from "../../shared/edge/h2/h2-grpc-server.ts";
@@ -13,8 +14,13 @@ import { loadKeys, type NamedKey } from "../../shared/edge/keys.ts";
 import { createMetrics } from "../../shared/edge/metrics.ts";
 import { toMeshError } from "../../shared/edge/wire.ts";
 import type { RelayConfig } from "../config.ts";
+import type { RelayedBody } from "../core/body/relayed-body.ts";
 import { createAdapters } from "../core/engines/adapters.ts";
+import type { ResumedFrom } from "../core/guard/guarded-stream.ts";
 import { HandoffBook } from "../core/request/handoff-book.ts";
+import { restoreStream } from "../core/resume/mirror-state.ts";
+import { MirrorStore } from "../core/resume/mirror-store.ts";
+import { readResume, resumeHeader, resumeLifeMs } from "../core/resume/resume-token.ts";
 import type { LegNotice } from "../core/topology/leg-notices.ts";
 import { LiveTopology } from "../core/topology/live-topology.ts";
 import { relayMetrics } from "../metrics.ts";
@@ -24,6 +30,8 @@ import { EnginePools } from "./engine-pools.ts";
 import { admit, Exchange, sendError } from "./exchange.ts";
 import { startH2Server } from "./h2-server.ts";
 import { startHttp1Server, type ClientServer, type RequestTaker } from "./http1-server.ts";
+import { MirrorLinks, mirrorBytesMax } from "./mirror-links.ts";
+import { createMirrorMethods } from "./mirror-service.ts";
 import type { Placer } from "./placer.ts";
 import type { RelayParts } from "./relay-parts.ts";
 import { RouterLinks } from "./router-links.ts";
@@ -77,6 +85,14 @@ export async function startRelay(
   return relay;
 }
 
+/** A request that may begin. */
+interface Admitted {
+  readonly placement: Placement;
+  readonly body: RelayedBody;
+  readonly arrivedAt: number;
+  readonly resumed?: ResumedFrom;
+}
+
 class Relay implements RunningRelay, RequestTaker {
   readonly #config: RelayConfig;
   readonly #parts: RelayParts;
@@ -85,6 +101,11 @@ class Relay implements RunningRelay, RequestTaker {
   readonly #open = new Set<Exchange>();
   readonly #links: RouterLinks;
   readonly #placer: RouterPlacer;
+  readonly #mirrors: MirrorLinks;
+  readonly #store: MirrorStore;
+  readonly #joinKeys: readonly TokenKey[];
+  readonly #mirrorCallers: readonly Cidr[];
+  readonly #inferenceCallers: readonly Cidr[];
   readonly #epoch: number;
   readonly #health = new GrpcHealth();
   #http1: ClientServer | undefined;
@@ -104,7 +125,9 @@ class Relay implements RunningRelay, RequestTaker {
     this.#epoch = Math.round(clock.wallUnixUs() / 1_000);
     const { registry, metrics } = createMetrics(relayMetrics);
     this.#registry = registry;
-    const { engines, limits, deadlines } = config;
+    const { engines, limits, deadlines, callers } = config;
+    this.#mirrorCallers = cidrs(callers.mirror);
+    this.#inferenceCallers = cidrs(callers.inference);
     this.#memory = new BodyMemory(limits.bodyBytesMax, limits.bodyMemoryBytesMax);
     // The scanner's hash is not used, so that its key need not be secret, nor texts be copied for it.
     const json = new JsonScanner(new Int32Array(8), 0);
@@ -125,6 +148,27 @@ class Relay implements RunningRelay, RequestTaker {
       metrics,
     });
     this.#placer = new RouterPlacer(() => this.#links.targets());
+    this.#store = new MirrorStore({
+      streamBytesMax: mirrorBytesMax,
+      bytesMax: limits.mirrorBytesMax,
+      keepMs: resumeLifeMs,
+    });
+    this.#joinKeys = tokenKeys(keys.join);
+    const resumeKeys = tokenKeys(keys.resume);
+    const [newestJoin] = this.#joinKeys;
+    const [newestResume] = resumeKeys;
+    if (newestJoin === undefined || newestResume === undefined) {
+      throw new MeshError("invalid_request", "mesh.keys has no join or no resume key");
+    }
+    this.#mirrors = new MirrorLinks({
+      instance: config.instance,
+      epoch: this.#epoch,
+      joinKey: newestJoin,
+      resumeKey: newestResume,
+      topology,
+      store: this.#store,
+      clock,
+    });
     this.#parts = {
       config,
       log,
@@ -143,6 +187,8 @@ class Relay implements RunningRelay, RequestTaker {
       topology,
       handoffs: new HandoffBook(engines.handoffTokensMax, engines.handoffLeaseMs),
       placer: dependencies.placer ?? this.#placer,
+      resumeKeys,
+      mirrors: this.#mirrors,
       notify: (notice) => {
         this.#links.notify(notice);
         dependencies.onNotice?.(notice);
@@ -180,8 +226,15 @@ class Relay implements RunningRelay, RequestTaker {
       ...common,
       port: h2Port,
       streamsMax: limits.requestsMax,
-      methods: this.#health.methods(),
-      allow: () => true,
+      methods: new Map([
+        ...this.#health.methods(),
+        ...createMirrorMethods({
+          store: this.#store,
+          joinKeys: this.#joinKeys,
+          clock: this.#parts.clock,
+        }),
+      ]),
+      allow: (path, peer) => this.#isAllowed(path, peer),
     });
     this.#setServing(true);
     const routes = operationsRoutes(this.#registry, () => !this.#isDraining);
@@ -201,35 +254,101 @@ class Relay implements RunningRelay, RequestTaker {
       this.#tick();
     }, tickMs);
     this.#links.start();
+    this.#mirrors.start();
   }
 
   take(request: ClientRequest, answer: ClientAnswer): void {
-    const { metrics, clock, log } = this.#parts;
+    const { clock } = this.#parts;
     const arrivedAt = clock.now();
     try {
       this.#requireRoom();
-      const { placement, body } = admit(this.#parts, request);
-      const exchange = new Exchange({
-        parts: this.#parts,
-        request,
-        answer,
-        placement,
-        body,
-        arrivedAt,
-        onOver: (over) => {
-          this.#over(over);
-        },
-      });
-      this.#open.add(exchange);
-      exchange.begin();
+      const admitted = admit(this.#parts, request);
+      const resume = request.header(resumeHeader);
+      if (resume === undefined) this.#begin(request, answer, { ...admitted, arrivedAt });
+      else void this.#resume(request, answer, { ...admitted, arrivedAt }, resume);
     } catch (error) {
-      const mesh = toMeshError(error);
-      if (mesh.code === "invariant_violated") throw error;
-      metrics.requests.inc({ mode: "none", outcome: "refused" });
-      if (mesh.code !== "unauthenticated") metrics.refusals.inc({ reason: mesh.code });
-      log.debug({ event: "request_refused", code: mesh.code, reason: mesh.message }, "refused");
-      sendError(answer, mesh);
+      this.#refuse(answer, error);
     }
+  }
+
+  #begin(request: ClientRequest, answer: ClientAnswer, what: Admitted): void {
+    const exchange = new Exchange({
+      parts: this.#parts,
+      request,
+      answer,
+      ...what,
+      onOver: (over) => {
+        this.#over(over);
+      },
+    });
+    this.#open.add(exchange);
+    exchange.begin();
+  }
+
+  /** Goes on with a stream that another relay lost, once its buddy has handed it over. */
+  async #resume(
+    request: ClientRequest,
+    answer: ClientAnswer,
+    what: Admitted,
+    token: string,
+  ): Promise<void> {
+    const { metrics, clock, resumeKeys, mirrors } = this.#parts;
+    // What the exchange needs of the body may be gone when the buddy has answered.
+    const body = request.body;
+    const client = { isGone: false };
+    answer.listener = {
+      onDrain: () => undefined,
+      onGone: () => {
+        client.isGone = true;
+      },
+    };
+    try {
+      const resume = readResume(token, resumeKeys, clock.wallUnixUs() / 1_000);
+      if (typeof resume === "string") {
+        throw resume === "expired"
+          ? new MeshError("resume_lost", "the resume token is older than its stream is kept")
+          : new MeshError("unauthenticated", `the resume token is not valid (${resume})`);
+      }
+      if (!isPlacedBody(what.placement, resume.bodySha256)) {
+        throw new MeshError("invalid_request", "the resume token belongs to another body");
+      }
+      const resumed = restoreStream(await mirrors.take(resume), resume);
+      if (resumed === undefined) {
+        throw new MeshError("resume_lost", "tokens of the stream are missing; send it anew");
+      }
+      if (client.isGone) return;
+      const again: ClientRequest = {
+        method: request.method,
+        path: request.path,
+        body,
+        header: (name) => request.header(name),
+        fields: () => request.fields(),
+      };
+      this.#begin(again, answer, { ...what, resumed });
+      metrics.resumes.inc({ outcome: "continued" });
+    } catch (error) {
+      const { code } = toMeshError(error);
+      metrics.resumes.inc({ outcome: code === "resume_lost" ? "lost" : "refused" });
+      this.#refuse(answer, error);
+    }
+  }
+
+  /** Answers a request that no leg is started for. A bug is not answered but stops the process. */
+  #refuse(answer: ClientAnswer, error: unknown): void {
+    const { metrics, log } = this.#parts;
+    const mesh = toMeshError(error);
+    if (mesh.code === "invariant_violated") throw error;
+    metrics.requests.inc({ mode: "none", outcome: "refused" });
+    if (mesh.code !== "unauthenticated") metrics.refusals.inc({ reason: mesh.code });
+    log.debug({ event: "request_refused", code: mesh.code, reason: mesh.message }, "refused");
+    sendError(answer, mesh);
+  }
+
+  /** Who may call a gRPC method; health is for everybody. */
+  #isAllowed(path: string, peer: string): boolean {
+    if (path.startsWith("/kvmesh.relay.v1.Mirror/")) return inCidrs(this.#mirrorCallers, peer);
+    if (path.startsWith("/kvmesh.inference.v1.")) return inCidrs(this.#inferenceCallers, peer);
+    return true;
   }
 
   refuse(answer: ClientAnswer, reason: "body_too_large" | "body_memory"): void {
@@ -265,6 +384,7 @@ class Relay implements RunningRelay, RequestTaker {
     clearInterval(this.#ticker);
     await this.#links.stop(reason);
     this.#placer.close();
+    this.#mirrors.stop();
     this.#health.endWatches();
     await Promise.all([
       this.#http1?.close(),
@@ -345,6 +465,7 @@ class Relay implements RunningRelay, RequestTaker {
     const now = clock.now();
     for (const exchange of this.#open) exchange.tick(now);
     handoffs.expire(now);
+    this.#store.expire(now);
   }
 
   #observe(): void {
@@ -357,5 +478,6 @@ class Relay implements RunningRelay, RequestTaker {
     metrics.openLegs.set(pools.legCount);
     metrics.handoffTokens.set(handoffs.tokens);
     metrics.bodyMemory.set(this.#memory.bytes);
+    metrics.mirrorBytes.set(this.#store.bytes);
   }
 }

@@ -27,3 +27,22 @@ export function relayProofMessage(input: RelayProofInput): Uint8Array {
   out.raw(input.nonce);
   return out.written();
 }
+
+/** What a relay's proof to another relay covers. */
+export interface MirrorProofInput {
+  readonly relay: string;
+  /** Start of the relay, ms since 1970. */
+  readonly epoch: number;
+  /** Minutes since 1970; at most 2 off. */
+  readonly minute: number;
+}
+
+/** The message whose HMAC-SHA-256 under a join key shows a relay that another one belongs to the mesh. */
+export function mirrorProofMessage(input: MirrorProofInput): Uint8Array {
+  const out = new ByteWriter();
+  out.text("kvmesh-mirror-v1");
+  out.text(input.relay);
+  out.count(input.epoch);
+  out.count(input.minute);
+  return out.written();
+}

@@ -1,0 +1,321 @@
+import { randomBytes } from "node:crypto";
+import type { ClientDuplexStream } from "@grpc/grpc-js";
+import { Metadata } from "@grpc/grpc-js";
+import type { Clock } from "../../shared/core/clock.ts";
+import { MeshError } from "../../shared/core/errors.ts";
+import type { TokenKey } from "../../shared/core/placement-token/placement-token.ts";
+import { mirrorProofMessage } from "../../shared/core/placement-token/relay-proof.ts";
+import { createChannelCredentials, createChannelOptions } from "../../shared/edge/grpc-client.ts";
+import {
+  MirrorClient,
+  type KeepRequest,
+  type KeepResponse,
+  type MirroredStream,
+  type MirrorHello,
+} from "../../shared/gen/kvmesh/relay/v1/relay.ts";
+import type { GuardedStream, StreamPoint } from "../core/guard/guarded-stream.ts";
+import { chooseBuddy } from "../core/resume/buddy.ts";
+import { packIds, writeHead } from "../core/resume/mirror-state.ts";
+import type { MirroredState, MirrorStore } from "../core/resume/mirror-store.ts";
+import { looseIdsMax, signResume, type ResumePoint } from "../core/resume/resume-token.ts";
+import type { LiveTopology } from "../core/topology/live-topology.ts";
+
+/** How long growth of streams is gathered before it is sent, ms. */
+const flushEveryMs = 20;
+const streamsPerMessage = 1_024;
+/** Most of one stream that is mirrored, bytes. */
+export const mirrorBytesMax = 64 << 10;
+const takeMsMax = 1_000;
+/** Ends of streams that wait to be told; others are forgotten by their buddy in time. */
+const overMax = 65_536;
+/** A buddy that could not be reached is left out for so long, ms. */
+const restMs = 5_000;
+
+/** What the mirroring of streams needs. */
+export interface MirrorLinksOptions {
+  readonly instance: string;
+  readonly epoch: number;
+  readonly joinKey: TokenKey;
+  readonly resumeKey: TokenKey;
+  readonly topology: LiveTopology;
+  /** What other relays mirror here. */
+  readonly store: MirrorStore;
+  readonly clock: Clock;
+}
+
+/** One guarded stream as its buddy is kept up to date with it. */
+export class StreamMirror {
+  readonly key = randomBytes(16);
+  readonly buddy: string;
+  readonly #bodySha256: Uint8Array;
+  readonly #link: MirrorLink;
+  readonly #options: MirrorLinksOptions;
+  #stream: GuardedStream | undefined;
+  #sent = 0;
+  #acked = 0;
+  #hasHead = false;
+  isRefused = false;
+
+  constructor(link: MirrorLink, bodySha256: Uint8Array, options: MirrorLinksOptions) {
+    this.#link = link;
+    this.buddy = link.instance;
+    this.#bodySha256 = bodySha256;
+    this.#options = options;
+  }
+
+  /** The stream that is mirrored; its events are named with `nameOf`. */
+  follow(stream: GuardedStream): void {
+    this.#stream = stream;
+  }
+
+  /** The token of an event; nothing while the buddy is too far behind, or does not keep the stream. */
+  nameOf(point: StreamPoint): string | undefined {
+    const stream = this.#stream;
+    if (stream === undefined || this.isRefused || point.index - this.#acked > looseIdsMax) {
+      return undefined;
+    }
+    const looseFrom = Math.min(this.#acked, point.index);
+    return signResume(
+      {
+        buddy: this.buddy,
+        key: this.key,
+        bodySha256: this.#bodySha256,
+        point,
+        looseFrom,
+        looseIds: stream.generated.subarray(looseFrom, point.index),
+        issuedUnixMs: Math.round(this.#options.clock.wallUnixUs() / 1_000),
+      },
+      this.#options.resumeKey,
+    );
+  }
+
+  /** The stream grew. */
+  grew(): void {
+    if (!this.isRefused) this.#link.grew(this);
+  }
+
+  /** The request is over. `complete`: the client has everything, so that nothing need be kept. */
+  ended(complete: boolean): void {
+    if (!complete) this.#link.flush();
+    this.#stream = undefined;
+    this.#link.ended(this, complete);
+  }
+
+  acked(count: number): void {
+    this.#acked = Math.max(this.#acked, count);
+  }
+
+  /** The link broke: everything is sent again, to a buddy that may have forgotten it. */
+  restart(): void {
+    this.#sent = 0;
+    this.#acked = 0;
+    this.#hasHead = false;
+  }
+
+  /** What the buddy does not have yet; nothing when it has all, or the stream is too large. */
+  take(): MirroredStream | undefined {
+    const stream = this.#stream;
+    const prompt = stream?.promptIds;
+    const frame = stream?.frame;
+    if (stream === undefined || prompt === undefined || frame === undefined) return undefined;
+    if (4 * (prompt.length + stream.sentCount) + 1_024 > mirrorBytesMax) {
+      this.isRefused = true;
+      return undefined;
+    }
+    const fromIndex = this.#sent;
+    const ids = stream.generated.subarray(fromIndex, stream.sentCount);
+    if (ids.length === 0 && this.#hasHead) return undefined;
+    const head = this.#hasHead ? Buffer.alloc(0) : Buffer.from(writeHead(frame, prompt));
+    this.#hasHead = true;
+    this.#sent = stream.sentCount;
+    return { key: this.key, fromIndex, tokenIds: Buffer.from(packIds(ids)), head, ended: false };
+  }
+}
+
+/** The stream to one buddy. */
+class MirrorLink {
+  readonly instance: string;
+  readonly address: string;
+  readonly client: MirrorClient;
+  readonly #hello: () => MirrorHello;
+  readonly #clock: Clock;
+  readonly #all = new Map<string, StreamMirror>();
+  readonly #grown = new Set<StreamMirror>();
+  readonly #over: Buffer[] = [];
+  #call: ClientDuplexStream<KeepRequest, KeepResponse> | undefined;
+  #isWritable = true;
+  restUntil = 0;
+
+  constructor(instance: string, address: string, hello: () => MirrorHello, clock: Clock) {
+    this.instance = instance;
+    this.address = address;
+    this.#hello = hello;
+    this.#clock = clock;
+    this.client = new MirrorClient(address, createChannelCredentials(), createChannelOptions());
+  }
+
+  add(mirror: StreamMirror): void {
+    this.#all.set(mirror.key.toString("latin1"), mirror);
+  }
+
+  grew(mirror: StreamMirror): void {
+    this.#grown.add(mirror);
+  }
+
+  ended(mirror: StreamMirror, complete: boolean): void {
+    this.#grown.delete(mirror);
+    this.#all.delete(mirror.key.toString("latin1"));
+    if (complete && this.#over.length < overMax) this.#over.push(mirror.key);
+  }
+
+  /** Sends what has grown, unless the buddy does not keep up: then it waits, and tokens carry more ids until they cannot. */
+  flush(): void {
+    if (this.#grown.size + this.#over.length === 0) return;
+    if (this.#clock.now() < this.restUntil) return;
+    const call = this.#call ?? this.#dial();
+    if (!this.#isWritable) return;
+    const streams: MirroredStream[] = [];
+    for (const mirror of this.#grown) {
+      if (streams.length === streamsPerMessage) break;
+      this.#grown.delete(mirror);
+      const growth = mirror.take();
+      if (growth !== undefined) streams.push(growth);
+    }
+    const none = Buffer.alloc(0);
+    for (const key of this.#over.splice(0, streamsPerMessage - streams.length)) {
+      streams.push({ key, fromIndex: 0, tokenIds: none, head: none, ended: true });
+    }
+    if (streams.length === 0) return;
+    this.#isWritable = call.write({ message: { $case: "streams", value: { streams } } });
+  }
+
+  close(): void {
+    this.#call?.cancel();
+    this.client.close();
+  }
+
+  #dial(): ClientDuplexStream<KeepRequest, KeepResponse> {
+    const call = this.client.keep();
+    this.#call = call;
+    this.#isWritable = true;
+    call.write({ message: { $case: "hello", value: this.#hello() } });
+    call.on("data", ({ acks, refusedKeys }: KeepResponse) => {
+      for (const { key, tokenCount } of acks) {
+        this.#all.get(Buffer.from(key).toString("latin1"))?.acked(tokenCount);
+      }
+      for (const key of refusedKeys) {
+        const mirror = this.#all.get(Buffer.from(key).toString("latin1"));
+        if (mirror !== undefined) mirror.isRefused = true;
+      }
+    });
+    call.on("drain", () => {
+      this.#isWritable = true;
+    });
+    call.on("error", () => undefined);
+    call.on("status", () => {
+      if (this.#call !== call) return;
+      this.#call = undefined;
+      this.restUntil = this.#clock.now() + restMs;
+      for (const mirror of this.#all.values()) {
+        mirror.restart();
+        this.#grown.add(mirror);
+      }
+    });
+    return call;
+  }
+}
+
+/** Keeps buddies up to date with this relay's guarded streams, and fetches those of relays that are gone. */
+export class MirrorLinks {
+  readonly #options: MirrorLinksOptions;
+  readonly #links = new Map<string, MirrorLink>();
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(options: MirrorLinksOptions) {
+    this.#options = options;
+  }
+
+  start(): void {
+    this.#timer = setInterval(() => {
+      for (const link of this.#links.values()) link.flush();
+    }, flushEveryMs);
+  }
+
+  stop(): void {
+    clearInterval(this.#timer);
+    for (const link of this.#links.values()) {
+      link.flush();
+      link.close();
+    }
+    this.#links.clear();
+  }
+
+  /** A mirror for a new stream; nothing when no other relay is there. */
+  open(bodySha256: Uint8Array): StreamMirror | undefined {
+    const { topology, instance, clock } = this.#options;
+    const now = clock.now();
+    const relays = topology
+      .relays()
+      .filter(({ instance: name }) => (this.#links.get(name)?.restUntil ?? 0) <= now);
+    // Any key would do to choose by; the body's digest spreads as well as one.
+    const buddy = chooseBuddy(relays, instance, bodySha256);
+    if (buddy === undefined) return undefined;
+    const link = this.#link(buddy.instance, buddy.h2Address);
+    const mirror = new StreamMirror(link, bodySha256, this.#options);
+    link.add(mirror);
+    return mirror;
+  }
+
+  /** What is kept of a stream, here or at its buddy. Throws `resume_lost` when it is gone. */
+  async take(resume: ResumePoint): Promise<MirroredState> {
+    const { instance, store, topology } = this.#options;
+    const lost = (why: string): MeshError =>
+      new MeshError("resume_lost", `the stream cannot be resumed: ${why}; send the request anew`);
+    if (resume.buddy === instance) {
+      const state = store.take(Buffer.from(resume.key).toString("latin1"));
+      if (state === undefined) throw lost("nothing is kept of it any more");
+      return state;
+    }
+    const buddy = topology.relays().find((relay) => relay.instance === resume.buddy);
+    if (buddy === undefined) throw lost(`relay ${resume.buddy}, which kept it, is gone`);
+    const { client } = this.#link(buddy.instance, buddy.h2Address);
+    return new Promise((resolve, reject) => {
+      client.take(
+        { key: Buffer.from(resume.key), caller: this.#hello() },
+        new Metadata(),
+        { deadline: Date.now() + takeMsMax },
+        (error, response) => {
+          if (error !== null) reject(lost(error.details));
+          else resolve({ head: response.head, ids: response.tokenIds });
+        },
+      );
+    });
+  }
+
+  #link(instance: string, address: string): MirrorLink {
+    let link = this.#links.get(instance);
+    if (link !== undefined && link.address !== address) {
+      link.close();
+      link = undefined;
+    }
+    if (link === undefined) {
+      link = new MirrorLink(instance, address, () => this.#hello(), this.#options.clock);
+      this.#links.set(instance, link);
+    }
+    return link;
+  }
+
+  #hello(): MirrorHello {
+    const { instance, epoch, joinKey, clock } = this.#options;
+    const minute = Math.floor(clock.wallUnixUs() / 60_000_000);
+    const message = mirrorProofMessage({ relay: instance, epoch, minute });
+    return {
+      protocolVersion: 1,
+      instance,
+      epoch: BigInt(epoch),
+      proof: Buffer.from(joinKey.mac(message)),
+      joinKeyId: joinKey.id,
+      proofMinute: BigInt(minute),
+    };
+  }
+}
