@@ -44,14 +44,14 @@ export const preferenceNames = ["balanced", "first-token"] as const;
 export type Preference = (typeof preferenceNames)[number];
 
 /**
- * Weights, chosen by `sim baselines` over both workloads. `balanced` spares running answers, so that time per token stays
- * a fifth and more below that of engines chosen in turn; long prompts then wait longer for engines where few answers run.
- * `first-token` has the shortest waits for a first token, their slowest hundredth a third shorter, for 7 % more time per
- * token. Short prompts hardly notice.
+ * Weights, chosen by `sim baselines --windows 8` over both workloads. `balanced` spares running answers, so that time per
+ * token stays a fifth and more below that of engines chosen in turn; long prompts then wait longer for engines where few
+ * answers run. `first-token` has the shorter waits of long prompts, their slowest hundredth a third and more shorter, for
+ * up to an eighth more time per token. Short prompts hardly notice.
  */
 export const preferences: Readonly<Record<Preference, CostWeights>> = {
   balanced: { stall: 0.4, tailMs: 3_000, memory: 1 },
-  "first-token": { stall: 0.15, tailMs: 2_000, memory: 4 },
+  "first-token": { stall: 0.1, tailMs: 300, memory: 8 },
 };
 
 /**
