@@ -36,9 +36,12 @@ export interface TransferForecast {
 const unitBytes = 1 << 20;
 /** A usual transfer, MiB: 1,000 tokens of a model of 8 B. */
 const usualUnits = 125;
-/** Observations that a prior counts for. */
-const domainPriorWeight = 2;
-const linkPriorWeight = 4;
+/**
+ * Observations that a prior counts for, by which it may be wrong: a domain's by ten times, since links of clusters differ so
+ * much, and a link's by four, since a slow one may lie among fast ones. Few transfers overrule either.
+ */
+const domainPriorWeight = 0.01;
+const linkPriorWeight = 0.06;
 /** Weight of what was seen before each new observation: some 50 transfers count. */
 const forgetting = 0.98;
 /** Transfers are seen through an engine's steps, and no better than this, ms. */

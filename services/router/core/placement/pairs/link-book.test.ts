@@ -1,0 +1,91 @@
+import { describe, expect, test } from "vitest";
+import { LinkBook, type LinkEnds } from "./link-book.ts";
+
+const mib = 1 << 20;
+
+function linkBook(linksMax = 16): LinkBook {
+  return new LinkBook({
+    sameHost: { latencyMs: 2, bytesPerMs: 4 * mib },
+    acrossHosts: { latencyMs: 10, bytesPerMs: mib },
+    linksMax,
+  });
+}
+
+const ends = (from: number, to: number, isSameHost = false): LinkEnds => ({ from, to, isSameHost });
+
+function forecast(book: LinkBook, link: LinkEnds, bytes: number, prefillMs = 0): [number, number] {
+  const into = { waitMs: 0, moveMs: 0 };
+  book.forecast(link, bytes, prefillMs, into);
+  return [into.waitMs, into.moveMs];
+}
+
+describe("LinkBook", () => {
+  test("takes an unknown link for the prior of its domain", () => {
+    const book = linkBook();
+    expect(forecast(book, ends(0, 1), 100 * mib)[1]).toBeCloseTo(110);
+    expect(forecast(book, ends(0, 1, true), 100 * mib)[1]).toBeCloseTo(27);
+    expect(forecast(book, ends(0, 1), 0)).toEqual([0, 0]);
+  });
+
+  test("learns latency and speed of a link, and of its domain for links not yet used", () => {
+    const book = linkBook();
+    // In truth 40 ms and a quarter of the speed.
+    for (let n = 0; n < 60; n++) {
+      const mibs = 20 + ((n * 37) % 300);
+      book.observed(ends(0, 1), mibs * mib, 40 + 4 * mibs);
+    }
+    const known = book.known(ends(0, 1));
+    expect(known.latencyMs).toBeGreaterThan(25);
+    expect(known.latencyMs).toBeLessThan(55);
+    expect(known.bytesPerMs / mib).toBeCloseTo(0.25, 1);
+    // Another link of the domain is believed to be alike, one within a host is not.
+    expect(forecast(book, ends(5, 6), 100 * mib)[1]).toBeGreaterThan(350);
+    expect(forecast(book, ends(5, 6, true), 100 * mib)[1]).toBeCloseTo(27);
+  });
+
+  test("keeps links apart: one that is slow says less of another than of itself", () => {
+    const book = linkBook();
+    for (let n = 0; n < 40; n++) {
+      book.observed(ends(0, 1), 100 * mib, 2_000);
+      book.observed(ends(0, 2), 100 * mib, 110);
+    }
+    expect(forecast(book, ends(0, 1), 100 * mib)[1]).toBeGreaterThan(1_900);
+    expect(forecast(book, ends(0, 2), 100 * mib)[1]).toBeLessThan(150);
+  });
+
+  test("bytes under way are waited for, less what drains during the prefill; closed ones are not", () => {
+    const book = linkBook();
+    book.opened(ends(0, 1), 200 * mib);
+    expect(forecast(book, ends(0, 1), mib)[0]).toBeCloseTo(200);
+    expect(forecast(book, ends(0, 1), mib, 150)[0]).toBeCloseTo(50);
+    expect(forecast(book, ends(0, 1), mib, 500)[0]).toBe(0);
+    expect(forecast(book, ends(1, 0), mib)[0]).toBe(0);
+    book.closed(ends(0, 1), 200 * mib);
+    book.closed(ends(0, 1), 200 * mib);
+    expect([book.inFlight(ends(0, 1)), forecast(book, ends(0, 1), mib)[0]]).toEqual([0, 0]);
+  });
+
+  test("ignores what cannot have been measured", () => {
+    const book = linkBook();
+    for (const [bytes, ms] of [
+      [0, 5],
+      [mib, 0],
+      [mib, -1],
+      [mib, Number.NaN],
+      [mib, Infinity],
+    ] as const) {
+      book.observed(ends(0, 1), bytes, ms);
+    }
+    expect(forecast(book, ends(0, 1), 100 * mib)[1]).toBeCloseTo(110);
+  });
+
+  test("holds so many links; an idle one makes room before one in use", () => {
+    const book = linkBook(4);
+    book.opened(ends(0, 1), mib);
+    for (let to = 2; to < 40; to++) book.observed(ends(0, to), mib, 12);
+    expect(book.linkCount).toBe(4);
+    expect(book.inFlight(ends(0, 1))).toBe(mib);
+    book.forget(0);
+    expect(book.linkCount).toBe(0);
+  });
+});
