@@ -114,6 +114,17 @@ describe("context first", () => {
     expect(text).toBe(aggregated.json.choices[0]!.message.content);
   });
 
+  test("max_tokens 1 is answered by a generation leg with the first token alone", async () => {
+    const [p, d] = [await start(), await start()];
+    const body = base(promptOf(50, 68), 1);
+    const context = await p.ask(path, { ...body, ...contextOnly(5) });
+    const generation = await d.ask(path, generationOf(body, context.json));
+    expect(tokensOf(generation.json)).toEqual(tokensOf(context.json));
+    expect(generation.json.choices[0]!.finish_reason).toBe("length");
+    await until(() => isFree(p), 1_000);
+    await until(() => isFree(d), 1_000);
+  });
+
   test("max_tokens 1 is finished by the context leg, and its context expires unfetched", async () => {
     const p = await start({ kv: { leaseMs: 300 } });
     const context = await p.ask(path, { ...base(promptOf(50, 62), 1), ...contextOnly(2) });

@@ -166,7 +166,7 @@ describe("a prefill here and a decode there", () => {
     expect(second.status).toBe(200);
     // 655,360 bytes at 2 MB/s are 328 ms less a burst of 33 ms, and there and back are 40 ms.
     expect(ms).toBeGreaterThan(320);
-    expect(ms).toBeLessThan(700);
+    expect(ms).toBeLessThan(1_500);
   });
 });
 
@@ -254,6 +254,28 @@ describe("hand-offs", () => {
     expect(await until(() => freed(p), 1_000)).toBeLessThan(200);
     expect(await p.metric("kvmesh_engine_kv_handoffs_total", "aborted")).toBe(1);
     expect(await d.metric("kvmesh_engine_kv_loads")).toBe(0);
+  });
+
+  test("is freed when the decode leg's client leaves while decode has no room to begin", async () => {
+    const p = await startPairEngine(model);
+    const small = { kvTokens: 16 * 16, contextTokensMax: 250, speedup: 0.1 };
+    const d = await startPairEngine(model, small);
+    const busy = new AbortController();
+    const long = d.post(path, base(promptOf(200, 33), 40), { signal: busy.signal });
+    long.catch(() => undefined);
+    await until(async () => (await d.metric("vllm:num_requests_running")) === 1, 2_000);
+    const body = base(promptOf(200, 34));
+    const first = await prefill(p, body);
+    const leave = new AbortController();
+    const leg = { ...body, kv_transfer_params: first.json.kv_transfer_params };
+    const waiting = d.post(path, leg, { signal: leave.signal }).catch(() => undefined);
+    await until(async () => (await d.metric("kvmesh_engine_kv_loads")) === 1, 2_000);
+    leave.abort();
+    await waiting;
+    await until(async () => (await p.metric("vllm:kv_cache_usage_perc")) === 0, 500);
+    expect(await p.metric("kvmesh_engine_kv_handoffs_total", "aborted")).toBe(1);
+    expect(await d.metric("kvmesh_engine_kv_pulled_bytes_total")).toBe(0);
+    busy.abort();
   });
 
   test("a prefill leg whose client leaves frees its blocks", async () => {

@@ -14,6 +14,10 @@ import { KvPeers, type PeerAddress, type Pull, type PullOutcome } from "./kv-pee
 import { KvServer, type KvIdentity, type ServerPull } from "./kv-server.ts";
 import type { DecodeLeg } from "./transfer-role.ts";
 
+/** A timer that is this late means that the process was stopped, ms; and what it then waits to read its sockets, ms. */
+const standstillMs = 1_000;
+const catchUpMs = 50;
+
 /** Settings of KV transfer; times in ms. */
 export interface KvConnectorOptions {
   readonly identity: KvIdentity;
@@ -112,6 +116,7 @@ export class KvConnector {
   readonly #expected = new Map<string, Expected>();
   readonly #peers: KvPeers;
   #timer: NodeJS.Timeout | undefined;
+  #heardAfterStandstill = false;
 
   constructor(
     options: KvConnectorOptions,
@@ -501,6 +506,15 @@ export class KvConnector {
     this.#timer = setTimeout(
       () => {
         const now = this.#clock.now();
+        if (now - next > standstillMs && !this.#heardAfterStandstill) {
+          // This process stood still: heartbeats that came meanwhile are read before anything is given up.
+          this.#heardAfterStandstill = true;
+          this.#timer = setTimeout(() => {
+            this.#arm();
+          }, catchUpMs);
+          return;
+        }
+        this.#heardAfterStandstill = false;
         for (const handoff of this.#handoffs.expire(now)) this.#release(handoff.id);
         for (const room of this.#rooms.expire(now)) {
           room.pull?.abort("the prefill leg did not come");

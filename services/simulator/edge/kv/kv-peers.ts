@@ -15,6 +15,8 @@ import type { KvIdentity } from "./kv-server.ts";
 
 /** Bytes read from a socket at once, into a buffer that is used again for every read. */
 const readBufferBytes = 1_048_576;
+/** A timer that is this late means that the process was stopped, ms. */
+const standstillMs = 1_000;
 /** Between two attempts to reach a peer that never answered, ms. */
 const reconnectMs = 100;
 /** Peers connected at once. */
@@ -387,10 +389,14 @@ class Peer {
   }
 
   /** Ends pulls that have been silent for too long, and looks again when the next may be. */
-  #arm(): void {
+  #arm(dueAt = Infinity): void {
     if (this.#state !== "ready") return;
     clearTimeout(this.#watch);
     const now = this.#options.clock.now();
+    if (now - dueAt > standstillMs) {
+      // This process stood still, not its peers: what they sent has yet to be read.
+      for (const pull of this.#pulls.values()) pull.heardAt = now;
+    }
     let next = Infinity;
     for (const pull of [...this.#pulls.values()]) {
       const { firstByteMsMax, stallMsMax } = pull.order;
@@ -402,7 +408,7 @@ class Peer {
     if (next === Infinity) return;
     this.#watch = setTimeout(
       () => {
-        this.#arm();
+        this.#arm(next);
       },
       Math.ceil(next - now),
     );
