@@ -4,7 +4,7 @@ import { realClock } from "../shared/edge/clock.ts";
 import { loadConfig } from "../shared/edge/config.ts";
 import { createGrpcServer, listen, type GrpcServer } from "../shared/edge/grpc-server.ts";
 import { operationsRoutes, startHttp } from "../shared/edge/http-server.ts";
-import { loadKeys } from "../shared/edge/keys.ts";
+import { loadKeys, requirePeerKey } from "../shared/edge/keys.ts";
 import { announceReady, runMain, type RunningService } from "../shared/edge/lifecycle.ts";
 import { createLogger } from "../shared/edge/log.ts";
 import { createMetrics } from "../shared/edge/metrics.ts";
@@ -106,6 +106,7 @@ async function startRouter(config: Config): Promise<RunningService> {
   const { instance, blockSizeTokens } = config;
   const log = createLogger({ service: "router", instance, level: config.logLevel });
   const keys = loadKeys(config.keysFile);
+  if (config.peers.length > 0) requirePeerKey(keys, config.keysFile);
   const epoch = Math.floor(clock.wallUnixUs() / 1_000);
   const decisionPrefix = `${instance}.${epoch}`;
   const tracing = startTracing({ service: "router", instance, endpoint: config.otlpEndpoint });

@@ -119,7 +119,7 @@ describe("demand that a peer tells", () => {
           }
         }
       }),
-      { numRuns: 200 },
+      { numRuns: 50 },
     );
   });
 });

@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { ServerDuplexStream } from "@grpc/grpc-js";
+import { status, type ServerDuplexStream, type ServiceError } from "@grpc/grpc-js";
 import { pino } from "pino";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { memberNotice, routerCore } from "../../../test/support/router-builders.ts";
@@ -17,10 +17,12 @@ import {
   toServiceError,
   type GrpcServer,
 } from "../../shared/edge/grpc-server.ts";
-import { createKeysFile, loadKeys, type MeshKeys } from "../../shared/edge/keys.ts";
+import { createKeysFile, loadKeys, peerProof, type MeshKeys } from "../../shared/edge/keys.ts";
 import {
   PeerClient,
   PeerService as PeerDefinition,
+  type PeerChallenge,
+  type PeerHello,
   type PeerServer,
   type PeerSnapshot,
   type SyncRequest,
@@ -127,6 +129,12 @@ function peerService(core: RouterCore, clock: Clock, refused: string[] = []): Pe
   });
 }
 
+/** What a serving router says first. */
+function challenge(call: ServerDuplexStream<SyncRequest, SyncResponse>): void {
+  const value = { instance: "r0", nonce: Buffer.alloc(16) };
+  call.write({ message: { $case: "challenge", value } });
+}
+
 /** A peer that reads only when told to. */
 class LazyPeer {
   readonly seen: { readonly seq: number; readonly kind: string }[] = [];
@@ -138,6 +146,7 @@ class LazyPeer {
     return {
       sync: (call) => {
         this.call = call;
+        challenge(call);
         call.on("data", ({ seq, message }: SyncRequest) => {
           if (message?.$case === "hello") {
             call.write({
@@ -370,6 +379,7 @@ test("a refusal is told at warn, once for its reason", async () => {
     const refuse: PeerServer = {
       sync: (call) => {
         call.on("error", () => undefined);
+        challenge(call);
         call.on("data", () => {
           hellos++;
           const mesh = new MeshError("unauthenticated", "no valid proof");
@@ -386,5 +396,77 @@ test("a refusal is told at warn, once for its reason", async () => {
     expect(reasons).toMatchObject([{ event: "peer_refuses", reason }]);
   } finally {
     warned.mockRestore();
+  }
+});
+
+/** Dials like router r2 and answers the challenge with what `hello` makes of it; returns the call's first answer or error. */
+function dial(
+  client: PeerClient,
+  hello: (challenge: PeerChallenge) => Partial<PeerHello>,
+): Promise<string> {
+  return new Promise((resolve) => {
+    const call = client.sync();
+    call.on("error", (error: ServiceError) => {
+      resolve(`${status[error.code]}: ${error.details}`);
+    });
+    call.on("data", ({ message }: SyncResponse) => {
+      if (message?.$case !== "challenge") {
+        resolve(message?.$case ?? "");
+        call.cancel();
+        return;
+      }
+      const value = {
+        protocolVersion: 1,
+        instance: "r2",
+        epoch: 7n,
+        proof: Buffer.alloc(32),
+        keyId: keys.peer[0]?.id ?? "",
+        controlAddress: "127.0.0.1:1",
+        blockSizeTokens: 16,
+        ...hello(message.value),
+      };
+      call.write({ seq: 0n, message: { $case: "hello", value } });
+    });
+  });
+}
+
+test("a router proves itself by the peer key, for one stream to one router", async () => {
+  const service = peerService(routerCore(), realClock);
+  await connect(service.service, { members: [], reservations: [], relays: [] });
+  const client = new PeerClient(address, createChannelCredentials());
+  const proven = (key: Buffer | undefined, challenged: PeerChallenge, over = {}): Buffer =>
+    peerProof(key ?? Buffer.alloc(32), {
+      instance: "r2",
+      epoch: 7n,
+      challenger: challenged.instance,
+      nonce: challenged.nonce,
+      ...over,
+    });
+  const key = keys.peer[0]?.key;
+  try {
+    let recorded: Buffer = Buffer.alloc(0);
+    const good = await dial(client, (challenged) => {
+      expect(challenged.nonce).toHaveLength(16);
+      recorded = proven(key, challenged);
+      return { proof: recorded };
+    });
+    expect(good).toBe("welcome");
+    const noProof =
+      /^UNAUTHENTICATED: router r2 has no valid proof; give all routers the same peer/;
+    // What was said on another stream is good for nothing.
+    expect(await dial(client, () => ({ proof: recorded }))).toMatch(noProof);
+    // Every worker has the join key.
+    const join = keys.join[0];
+    expect(
+      await dial(client, (c) => ({ proof: proven(join?.key, c), keyId: join?.id ?? "" })),
+    ).toMatch(noProof);
+    expect(await dial(client, (c) => ({ proof: proven(Buffer.alloc(32, 9), c) }))).toMatch(noProof);
+    expect(await dial(client, (c) => ({ proof: proven(key, c, { epoch: 6n }) }))).toMatch(noProof);
+    // Nor can a proof for one router be passed on to another.
+    expect(await dial(client, (c) => ({ proof: proven(key, c, { challenger: "r9" }) }))).toMatch(
+      noProof,
+    );
+  } finally {
+    client.close();
   }
 });

@@ -10,6 +10,7 @@ import {
   RouterClient,
   type ExplainRequest,
   type ExplainResponse,
+  type PeerChallenge,
   type PeerSnapshot,
   type SetPolicyRequest,
   type SyncRequest,
@@ -140,7 +141,6 @@ class PeerLink {
 
   #connect(): void {
     if (this.#stopped) return;
-    const { keys, instance, epoch, clock, blockSizeTokens } = this.#d;
     const call = this.#client.sync();
     this.#call = call;
     this.#seq = 0;
@@ -172,10 +172,14 @@ class PeerLink {
     call.on("end", () => {
       this.#lost(call);
     });
-    const minute = BigInt(Math.floor(clock.wallUnixUs() / 60_000_000));
-    const [key] = keys.join;
+  }
+
+  /** Proves this router to the one that it dialled. */
+  #hello({ instance: challenger, nonce }: PeerChallenge): void {
+    const { keys, instance, epoch, blockSizeTokens } = this.#d;
+    const [key] = keys.peer;
     if (key === undefined) return;
-    call.write({
+    this.#call?.write({
       seq: 0n,
       message: {
         $case: "hello",
@@ -183,9 +187,8 @@ class PeerLink {
           protocolVersion: 1,
           instance,
           epoch: BigInt(epoch),
-          proof: peerProof(key.key, instance, BigInt(epoch), minute),
+          proof: peerProof(key.key, { instance, epoch: BigInt(epoch), challenger, nonce }),
           keyId: key.id,
-          proofMinute: minute,
           controlAddress: this.#d.controlAddress(),
           blockSizeTokens,
         },
@@ -195,6 +198,9 @@ class PeerLink {
 
   #receive(response: SyncResponse): void {
     switch (response.message?.$case) {
+      case "challenge":
+        this.#hello(response.message.value);
+        break;
       case "welcome":
         this.instance = response.message.value.instance;
         this.#welcomed = true;

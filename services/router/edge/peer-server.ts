@@ -1,4 +1,5 @@
 import { takeDemand } from "./demand-exchange.ts";
+import { randomBytes } from "node:crypto";
 import type { ServerDuplexStream } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import type { Cidr } from "../../shared/core/cidr.ts";
@@ -170,10 +171,13 @@ export class PeerService {
     let isOpen = true;
     let peer: KnownPeer | undefined;
     const sequence = new SequenceCheck();
+    const nonce = randomBytes(16);
+    call.write({ message: { $case: "challenge", value: { instance: this.#d.instance, nonce } } });
     call.on("data", (request: SyncRequest) => {
       try {
         if (request.message?.$case === "hello") {
-          peer = this.#hello(call, request.message.value);
+          if (peer !== undefined) throw new MeshError("invalid_request", "hello was said already");
+          peer = this.#hello(call, request.message.value, nonce);
           clearTimeout(deadline);
         } else if (peer === undefined) {
           throw new MeshError("invalid_request", "the first message must be hello");
@@ -200,22 +204,17 @@ export class PeerService {
     call.on("error", ended);
   }
 
-  #hello(call: Call, hello: PeerHello): KnownPeer {
+  #hello(call: Call, hello: PeerHello, nonce: Uint8Array): KnownPeer {
     const { keys, clock, instance, epoch, blockSizeTokens, log } = this.#d;
-    const minute = BigInt(Math.floor(clock.wallUnixUs() / 60_000_000));
-    const age = minute - hello.proofMinute;
-    const proven =
-      age <= 2n &&
-      age >= -2n &&
-      verifyProof(
-        keys.join.filter(({ id }) => id === hello.keyId),
-        hello.proof,
-        (key) => peerProof(key, hello.instance, hello.epoch, hello.proofMinute),
-      );
+    const proven = verifyProof(
+      keys.peer.filter(({ id }) => id === hello.keyId),
+      hello.proof,
+      (key) => peerProof(key, { ...hello, challenger: instance, nonce }),
+    );
     if (!proven) {
       throw new MeshError(
         "unauthenticated",
-        `router ${hello.instance} has no valid proof; give all routers one keys file and correct clocks`,
+        `router ${hello.instance} has no valid proof; give all routers the same peer key (keys file, "peer")`,
       );
     }
     if (hello.instance === instance) {

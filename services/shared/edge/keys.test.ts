@@ -1,13 +1,15 @@
-import { chmodSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import {
+  addPeerKey,
   createKeysFile,
   hashSeedFingerprint,
   joinProof,
   loadKeys,
   peerProof,
+  requirePeerKey,
   verifyProof,
 } from "./keys.ts";
 
@@ -42,6 +44,25 @@ describe("keys file", () => {
     createKeysFile(path);
     chmodSync(path, 0o644);
     expect(() => loadKeys(path)).toThrow(/mode 0644.*chmod 600/);
+  });
+
+  test("may be without a peer key, which a router with peers is told to add", () => {
+    createKeysFile(path);
+    expect(addPeerKey(path)).toBe(false);
+    const { peer, ...older } = JSON.parse(readFileSync(path, "utf8")) as Record<string, unknown>;
+    expect(peer).toHaveLength(1);
+    writeFileSync(path, JSON.stringify(older), { mode: 0o600 });
+    const before = loadKeys(path);
+    expect(() => {
+      requirePeerKey(before, path);
+    }).toThrow(/mesh\.keys has no peer key.*add "peer": \[\{"id".*openssl rand/);
+
+    expect(addPeerKey(path)).toBe(true);
+    expect(statSync(path).mode & 0o777).toBe(0o600);
+    const after = loadKeys(path);
+    requirePeerKey(after, path);
+    expect(after.peer[0]?.key).toHaveLength(32);
+    expect({ ...after, peer: [] }).toEqual(before);
   });
 
   test("names what is wrong in it", () => {
@@ -83,8 +104,17 @@ describe("proofs", () => {
     expect(verifyProof(ring, new Uint8Array(0), (k) => joinProof(k, input))).toBe(false);
   });
 
-  test("of peers end with their minute", () => {
+  test("of peers cover who, which life, to whom, and the nonce", () => {
     const key = Buffer.alloc(32, 1);
-    expect(peerProof(key, "r1", 1n, 10n)).not.toEqual(peerProof(key, "r1", 1n, 11n));
+    const peer = { instance: "r1", epoch: 1n, challenger: "r0", nonce: new Uint8Array(16) };
+    const proof = peerProof(key, peer);
+    expect(peerProof(key, { ...peer })).toEqual(proof);
+    const changes = [
+      { instance: "r2" },
+      { epoch: 2n },
+      { challenger: "r2" },
+      { nonce: new Uint8Array(16).fill(1) },
+    ];
+    for (const change of changes) expect(peerProof(key, { ...peer, ...change })).not.toEqual(proof);
   });
 });

@@ -1,5 +1,5 @@
 import { createHash, createHmac, randomBytes, timingSafeEqual } from "node:crypto";
-import { readFileSync, statSync, writeFileSync } from "node:fs";
+import { readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { z } from "zod";
 import { MeshError } from "../core/errors.ts";
 
@@ -13,6 +13,8 @@ const KeysFile = z.strictObject({
   tenantSalt: keyList,
   resume: keyList,
   join: keyList,
+  /** Only routers need it: a host without one can keep its keys file without. */
+  peer: keyList.optional(),
 });
 
 /** A secret with the name under which peers refer to it. */
@@ -28,6 +30,8 @@ export interface MeshKeys {
   readonly tenantSalt: readonly NamedKey[];
   readonly resume: readonly NamedKey[];
   readonly join: readonly NamedKey[];
+  /** By which routers know each other; empty in a file for workers alone. See `requirePeerKey`. */
+  readonly peer: readonly NamedKey[];
 }
 
 /** First 8 bytes of SHA-256 of the hash seed: peers compare it without telling the seed. */
@@ -77,21 +81,49 @@ export function loadKeys(path: string): MeshKeys {
     tenantSalt: named(parsed.data.tenantSalt),
     resume: named(parsed.data.resume),
     join: named(parsed.data.join),
+    peer: named(parsed.data.peer ?? []),
   };
+}
+
+/** Refuses (`invalid_request`) keys without one for peers, for a router that has peers. */
+export function requirePeerKey(keys: MeshKeys, path: string): void {
+  if (keys.peer.length > 0) return;
+  throw new MeshError(
+    "invalid_request",
+    `keys file ${path} has no peer key, by which routers know each other: add ` +
+      `"peer": [{"id": "1", "key": "<64 hex digits>"}] to it, the same for all routers ` +
+      `(openssl rand -hex 32 makes one)`,
+  );
+}
+
+/** Adds the peer key to a keys file that has none; whether it did. Throws what `loadKeys` throws. */
+export function addPeerKey(path: string): boolean {
+  if (loadKeys(path).peer.length > 0) return false;
+  const file = KeysFile.parse(JSON.parse(readFileSync(path, "utf8")));
+  const draft = `${path}.new`;
+  const text = `${JSON.stringify({ ...file, peer: newKeyList() }, undefined, 2)}\n`;
+  writeFileSync(draft, text, { mode: 0o600 });
+  renameSync(draft, path);
+  return true;
+}
+
+function newKey(): string {
+  return randomBytes(32).toString("hex");
+}
+
+function newKeyList(): z.infer<typeof keyList> {
+  return [{ id: randomBytes(4).toString("hex"), key: newKey() }];
 }
 
 /** Writes a new keys file, mode 0600. Fails when the file exists: keys are never replaced by accident. */
 export function createKeysFile(path: string): void {
-  const key = (): string => randomBytes(32).toString("hex");
-  const list = (): { id: string; key: string }[] => [
-    { id: randomBytes(4).toString("hex"), key: key() },
-  ];
   const file: z.infer<typeof KeysFile> = {
-    hashSeed: key(),
-    placement: list(),
-    tenantSalt: list(),
-    resume: list(),
-    join: list(),
+    hashSeed: newKey(),
+    placement: newKeyList(),
+    tenantSalt: newKeyList(),
+    resume: newKeyList(),
+    join: newKeyList(),
+    peer: newKeyList(),
   };
   writeFileSync(path, `${JSON.stringify(file, undefined, 2)}\n`, { mode: 0o600, flag: "wx" });
 }
@@ -131,9 +163,24 @@ export function joinProof(key: Buffer, input: JoinProofInput): Buffer {
   ]);
 }
 
-/** HMAC by which a router shows a peer that it holds a join key; `minute` bounds how long it is good for. */
-export function peerProof(key: Buffer, instance: string, epoch: bigint, minute: bigint): Buffer {
-  return hmacParts(key, "kvmesh-peer-v1", [Buffer.from(instance), u64(epoch), u64(minute)]);
+/** What a peer's proof covers. */
+export interface PeerProofInput {
+  /** Who proves itself. */
+  readonly instance: string;
+  readonly epoch: bigint;
+  /** To whom, and the nonce that it sent for this stream. */
+  readonly challenger: string;
+  readonly nonce: Uint8Array;
+}
+
+/** HMAC by which a router shows a peer that it holds a peer key; good for one stream to one router. */
+export function peerProof(key: Buffer, input: PeerProofInput): Buffer {
+  return hmacParts(key, "kvmesh-peer-v2", [
+    Buffer.from(input.instance),
+    u64(input.epoch),
+    Buffer.from(input.challenger),
+    input.nonce,
+  ]);
 }
 
 /** Whether one of the keys gives this proof, in constant time per key. */

@@ -13,7 +13,7 @@ import { dirname, join, resolve } from "node:path";
 import { pid as ownPid } from "node:process";
 import { z } from "zod";
 import { MeshError } from "../../../shared/core/errors.ts";
-import { createKeysFile, loadKeys } from "../../../shared/edge/keys.ts";
+import { addPeerKey, createKeysFile, loadKeys } from "../../../shared/edge/keys.ts";
 import { isAlive } from "./launcher.ts";
 
 const portNumber = z.number().int().min(0).max(65_535);
@@ -99,7 +99,9 @@ export class StateFolder {
     makeFolder(this.file("config"));
     const keys = keysFile === "" ? this.file("mesh.keys") : keysFile;
     if (!existsSync(keys)) createKeysFile(keys);
-    loadKeys(keys);
+    // A file of its own from before routers had a key among themselves gets one; another's is left as it is.
+    if (keysFile === "") addPeerKey(keys);
+    else loadKeys(keys);
     return keys;
   }
 
