@@ -42,6 +42,27 @@ describe("DeferringTokenizer", () => {
     expect(Buffer.from(tokenizer.takeDeferred() ?? []).toString()).toBe("first");
   });
 
+  test("puts off a text with too many new words, and then whatever else is new", () => {
+    let mergedWords = 0;
+    const merging: PromptTokenizer = {
+      encode: () => Uint32Array.of(1),
+      encodeScratch: (text, mergesMax = 0) => {
+        mergedWords += Math.min(text.length, mergesMax);
+        return text.length > mergesMax ? undefined : Uint32Array.of(2);
+      },
+      get mergedWords() {
+        return mergedWords;
+      },
+    };
+    const tokenizer = new DeferringTokenizer(merging);
+    tokenizer.begin();
+    expect(tokenizer.encode("a".repeat(1_000))).toEqual(Uint32Array.of(2));
+    expect(() => tokenizer.encode("b".repeat(3_000))).toThrow(TokensAwaited);
+    expect(() => tokenizer.encode("c")).toThrow(TokensAwaited);
+    tokenizer.begin();
+    expect(tokenizer.encode("c")).toEqual(Uint32Array.of(2));
+  });
+
   test("encodes an empty text without help", () => {
     expect(new DeferringTokenizer(undefined).encode("")).toHaveLength(0);
   });
@@ -50,19 +71,19 @@ describe("DeferringTokenizer", () => {
 describe("encodingCost", () => {
   test.each([
     ["words", words.repeat(10), 1_000],
-    ["one long word", "a".repeat(1_000), 4_000],
-    ["white space", " ".repeat(1_000), 4_000],
-    ["letters beyond ASCII", "é".repeat(1_000), 4_000],
+    ["one long word", "a".repeat(1_000), 16_000],
+    ["white space", " ".repeat(1_000), 16_000],
+    ["letters beyond ASCII", "é".repeat(1_000), 16_000],
   ])("counts %s", (_, text, cost) => {
-    expect(encodingCost(text, 3_999)).toBe(cost);
+    expect(encodingCost(text, 15_999)).toBe(cost);
   });
 
   test("is the same for bytes", () => {
-    expect(encodingCost(Buffer.from(words.repeat(10)), 3_999)).toBe(1_000);
+    expect(encodingCost(Buffer.from(words.repeat(10)), 15_999)).toBe(1_000);
   });
 
   test("does not look at texts that fit or are too long in any case", () => {
-    expect(encodingCost("a".repeat(1_000), 4_000)).toBe(1_000);
+    expect(encodingCost("a".repeat(1_000), 16_000)).toBe(1_000);
     expect(encodingCost(words, 50)).toBe(100);
   });
 });

@@ -2,10 +2,11 @@ import { encodingCost } from "./encoding-cost.ts";
 import type { AddedToken, EncodedText, PromptTokenizer } from "./model-runtime.ts";
 
 /**
- * Text of one prompt that may be encoded at once, in bytes of ordinary text (see `encodingCost`): 5 ms of work at most,
- * more of which would keep other requests waiting.
+ * Text of one prompt that may be encoded at once, in bytes of ordinary text (see `encodingCost`), and words in it that may have to
+ * be merged: about 5 ms of work together, more of which would keep other requests waiting.
  */
-export const inlineCostMax = 40 << 10;
+export const inlineCostMax = 128 << 10;
+export const inlineMergesMax = 3_000;
 
 /** Thrown when a prompt cannot be read yet: one of its texts is to be encoded elsewhere first. */
 export class TokensAwaited extends Error {}
@@ -26,6 +27,7 @@ export class DeferringTokenizer implements PromptTokenizer {
   #given: readonly EncodedText[] = [];
   #deferred: Uint8Array<ArrayBuffer> | undefined;
   #cost = 0;
+  #merges = 0;
 
   /** `inline` encodes at once; without it every text is encoded elsewhere. */
   constructor(inline: PromptTokenizer | undefined, costMax = inlineCostMax) {
@@ -41,6 +43,7 @@ export class DeferringTokenizer implements PromptTokenizer {
     this.#given = given;
     this.#deferred = undefined;
     this.#cost = 0;
+    this.#merges = 0;
   }
 
   /** The text that is to be encoded elsewhere, as UTF-8, after `TokensAwaited`. */
@@ -51,26 +54,31 @@ export class DeferringTokenizer implements PromptTokenizer {
   }
 
   encode(text: string | Uint8Array): Uint32Array {
-    return this.#encode(text, (inline) => inline.encode(text));
+    return this.#inlined(text)?.slice() ?? this.#givenOrDeferred(text);
   }
 
-  encodeScratch(text: Uint8Array): Uint32Array {
-    return this.#encode(text, (inline) => inline.encodeScratch?.(text) ?? inline.encode(text));
+  encodeScratch(text: string | Uint8Array): Uint32Array {
+    return this.#inlined(text) ?? this.#givenOrDeferred(text);
   }
 
-  #encode(
-    text: string | Uint8Array,
-    encode: (inline: PromptTokenizer) => Uint32Array,
-  ): Uint32Array {
+  /** The ids of a text that is encoded at once. */
+  #inlined(text: string | Uint8Array): Uint32Array | undefined {
     if (text.length === 0) return new Uint32Array(0);
+    const inline = this.#inline;
     const left = this.#costMax - this.#cost;
-    if (this.#inline !== undefined && left > 0) {
-      const cost = encodingCost(text, left);
-      if (cost <= left) {
-        this.#cost += cost;
-        return encode(this.#inline);
-      }
-    }
+    const merges = inlineMergesMax - this.#merges;
+    if (inline === undefined || left <= 0 || merges <= 0) return undefined;
+    const cost = encodingCost(text, left);
+    if (cost > left) return undefined;
+    this.#cost += cost;
+    if (inline.encodeScratch === undefined) return inline.encode(text);
+    const before = inline.mergedWords ?? 0;
+    const ids = inline.encodeScratch(text, merges);
+    this.#merges += (inline.mergedWords ?? 0) - before;
+    return ids;
+  }
+
+  #givenOrDeferred(text: string | Uint8Array): Uint32Array {
     // A copy: the caller's bytes lie in memory that is used again.
     const bytes = typeof text === "string" ? this.#encoder.encode(text) : new Uint8Array(text);
     const given = this.#given.find((one) => isSame(one.text, bytes));

@@ -10,8 +10,13 @@ export interface AddedToken {
 /** Turns text into token ids exactly as the engine does. */
 export interface PromptTokenizer {
   encode(text: string | Uint8Array, options?: { readonly special?: boolean }): Uint32Array;
-  /** As `encode`, in memory that is used again with the next call. */
-  encodeScratch?(text: Uint8Array): Uint32Array;
+  /**
+   * As `encode`, in memory that is used again with the next call. `undefined` for a text that needs more work than merging
+   * `mergesMax` unknown words, about 1 µs each, besides looking words up.
+   */
+  encodeScratch?(text: string | Uint8Array, mergesMax?: number): Uint32Array | undefined;
+  /** Words that it had to merge so far. */
+  readonly mergedWords?: number;
   /**
    * The tokens that are looked for in a text before anything else, if it says which: text between two of them is
    * tokenised by itself.

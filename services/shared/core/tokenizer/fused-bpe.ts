@@ -12,6 +12,8 @@ import { WordSplitter } from "./word-splitter.ts";
 
 /** Words that are too long for `WordRuns`: 1 MB. */
 const longWords = { wordSizeMax: 128, tokensMax: 31, capacity: 1 << 11 } as const;
+/** As how many short words merging a longer one counts. */
+const longWordMerges = 8;
 /** Larger texts get memory of their own for one call, bytes. */
 const scratchKeptMax = 1 << 20;
 /** Zeros behind a text, so that eight bytes can be read from any of its positions. */
@@ -85,6 +87,13 @@ export class FusedBpe implements Tokenizer {
 
   /** Of these the ones that were too long for `WordRuns`. */
   #merged = 0;
+  /** How far the work of merging may go for the text at hand. */
+  #mergesEnd = 0;
+
+  /** Work of merging so far, in short words. */
+  #mergesIn(runs: WordRuns): number {
+    return runs.mergedWords + longWordMerges * this.#merged;
+  }
 
   /** The added tokens: each is looked for in a text first, and what is between two of them is encoded by itself. */
   addedTokens(): { readonly id: number; readonly text: string }[] {
@@ -95,11 +104,22 @@ export class FusedBpe implements Tokenizer {
   }
 
   encode(text: string | Uint8Array, options: EncodeOptions = {}): Uint32Array {
-    return this.encodeScratch(text, options).slice();
+    return this.#encode(text, options, Infinity)?.slice() ?? new Uint32Array(0);
   }
 
-  /** As `encode`, in memory that is used again with the next call. */
-  encodeScratch(text: string | Uint8Array, options: EncodeOptions = {}): Uint32Array {
+  /**
+   * As `encode`, in memory that is used again with the next call. `undefined` for a text that needs more work than merging
+   * `mergesMax` words (about 1 µs each) besides looking words up.
+   */
+  encodeScratch(text: string | Uint8Array, mergesMax = Infinity): Uint32Array | undefined {
+    return this.#encode(text, {}, mergesMax);
+  }
+
+  #encode(
+    text: string | Uint8Array,
+    options: EncodeOptions,
+    mergesMax: number,
+  ): Uint32Array | undefined {
     let to = this.#load(text);
     let mayNeedNfc = false;
     if (!this.#runs.isAscii(to)) {
@@ -110,6 +130,8 @@ export class FusedBpe implements Tokenizer {
         mayNeedNfc = true;
       }
     }
+    this.#mergesEnd = this.#mergesIn(this.#runs) + mergesMax;
+    this.#runs.limitMerges(this.#mergesEnd - longWordMerges * this.#merged);
     return this.#encodeLoaded(to, mayNeedNfc, options);
   }
 
@@ -155,7 +177,11 @@ export class FusedBpe implements Tokenizer {
     return to;
   }
 
-  #encodeLoaded(size: number, mayNeedNfc: boolean, options: EncodeOptions): Uint32Array {
+  #encodeLoaded(
+    size: number,
+    mayNeedNfc: boolean,
+    options: EncodeOptions,
+  ): Uint32Array | undefined {
     const runs = this.#runs;
     // Every token covers at least one byte, and NFC makes text at most three times longer.
     if (mayNeedNfc && this.#tables.normaliseNfc)
@@ -167,6 +193,7 @@ export class FusedBpe implements Tokenizer {
       const added = scanner.find(runs, from, size);
       const to = added < 0 ? size : scanner.start;
       n = mayNeedNfc ? this.#encodeNormalised(from, to, n) : this.#encodeRuns(from, to, n);
+      if (this.#mergesIn(runs) > this.#mergesEnd) return undefined;
       if (added < 0) break;
       runs.ids[n++] = added;
       from = scanner.end;
@@ -211,7 +238,7 @@ export class FusedBpe implements Tokenizer {
       if (((bytes[at] as number) | (bytes[at + 1] as number)) < 0x80) {
         at = runs.run(at, to, count);
         ({ count } = runs);
-        if (at >= to) break;
+        if (at >= to || this.#mergesIn(runs) > this.#mergesEnd) break;
       }
       const end = this.#splitter.end(bytes, view, at, to);
       count = this.#encodeWord(runs, at, end, count);

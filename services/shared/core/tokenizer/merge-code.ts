@@ -14,8 +14,9 @@ export interface MergeLayout {
   /** Symbols of the word at hand, and the ranks of the pairs that they begin. */
   readonly ids: number;
   readonly ranks: number;
-  /** How many words have been merged. */
+  /** How many words have been merged; how many may be before a run stops at the next one. */
   readonly count: number;
+  readonly limit: number;
   readonly byteIds: number;
   readonly bytePairRanks: number;
   readonly filter: number;
@@ -38,6 +39,7 @@ export function mergeLayout(at: number, tables: MergeTables): MergeLayout {
     ids: at,
     ranks: at + scratchSize,
     count: at + 2 * scratchSize,
+    limit: at + 2 * scratchSize + numberSize,
     ...{ byteIds, bytePairRanks, filter, merged, pairs },
     end: aligned(pairs + tables.pairs.byteLength),
     pairsCapacity: tables.pairs.length / 2,

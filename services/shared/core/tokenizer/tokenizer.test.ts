@@ -13,6 +13,11 @@ import { parseTokenizerJson } from "./tokenizer-json.ts";
 import { buildTokenizer } from "./build-tokenizer.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
+/** Characters that split rules treat in ways of their own, and what they treat alike. */
+const hardAscii = fc.constantFrom(
+  ...Array.from("aabsStTmdlLrReEvVxBZ019   \t\n\r''/..!-_\u0000\u000b"),
+);
+
 const texts: Readonly<Record<string, string>> = {
   prose: "The router keeps what it knows now, not what a scrape said last. It isn't late: 08:45.",
   code: "for (let i = 0; i < 10_000; i++) {\n\tx[i] ??= `${a}_${b}`; // no-op\n}\n",
@@ -65,6 +70,8 @@ describe("the Qwen3 vocabulary", () => {
       fc.string({ unit: "binary", maxLength: 12 }),
       fc.string({ unit: "grapheme", maxLength: 12 }),
       fc.string({ unit: fc.constantFrom(" ", "\n", "\r", "\t", "a", "1", ".", "'", "s") }),
+      // Longer than what is cut at once.
+      fc.string({ unit: hardAscii, minLength: 60, maxLength: 200 }),
       fc.constantFrom(...Object.values(texts), "<|im_start|>", "<|im_end|>", "\u0301", "\u0327"),
     );
     await fc.assert(
@@ -142,6 +149,19 @@ describe("the Qwen3 vocabulary", () => {
     await expectEqualIds(ours, oracle, short);
   });
 
+  test("gives a text up that has too many words to merge, and goes on with others", () => {
+    const tokenizer = new FusedBpe(parseTokenizerJson(qwen3Json()));
+    const letter = (i: number): string => String.fromCharCode(97 + (i % 26));
+    const words = Array.from({ length: 26 }, (_, i) => `xq${letter(i)}${letter(7 * i)}`);
+    const text = words.join(" ");
+    expect(tokenizer.encodeScratch(text, 10)).toBeUndefined();
+    expect(tokenizer.encode(text)).toEqual(
+      new FusedBpe(parseTokenizerJson(qwen3Json())).encode(text),
+    );
+    // Nothing is left to merge.
+    expect(tokenizer.encodeScratch(text, 0)).toEqual(tokenizer.encode(text));
+  });
+
   test("keeps words in use while words that come once pass by, and goes on with the same ids", async () => {
     const tokenizer = new FusedBpe(parseTokenizerJson(qwen3Json()));
     const spell = (prefix: string, i: number): string =>
@@ -192,7 +212,11 @@ describe("the o200k family", () => {
     const unit = fc.constantFrom(
       ...Array.from("aAbBsS '\u0301ǅʰª語Éé1 /\n\r!\u{e0100}\u017f\ufe0f\u3000"),
     );
-    const piece = fc.oneof(fc.string({ unit, maxLength: 20 }), fc.string({ unit: "grapheme" }));
+    const piece = fc.oneof(
+      fc.string({ unit, maxLength: 20 }),
+      fc.string({ unit: "grapheme" }),
+      fc.string({ unit: hardAscii, minLength: 60, maxLength: 200 }),
+    );
     await fc.assert(
       fc.asyncProperty(fc.array(piece, { maxLength: 6 }), async (pieces) => {
         await expectEqualIds(ours, oracle, pieces.join(""));

@@ -53,9 +53,9 @@ const called = { rank: 0, merge: 1, placeShort: 2, placeLong: 3, learn: 4 } as c
 /**
  * `run(from, to, out)`: puts the tokens of the words of `[from, to)` to `out`. Words that the tables lack are merged and put
  * there, unless `ignoreMerges` makes it the vocabulary's business what they are. Returns `to`, or where the word begins
- * that it does not read; `end` says where the tokens end.
+ * that it does not read, or that it would have to merge beyond the limit; `end` says where the tokens end.
  */
-function runBody(rules: SplitRules, ignoreMerges: boolean): Code {
+function runBody({ rules, ignoreMerges, merging }: RunModuleOptions): Code {
   const leave = (at: number): Code => [
     ...w.store32(w.i32(0), g(out), layout.end),
     ...w.return(g(at)),
@@ -88,7 +88,15 @@ function runBody(rules: SplitRules, ignoreMerges: boolean): Code {
     ...code.read(locals),
     ...w.ifElse(
       code.lacks(locals),
-      ignoreMerges ? leave(word) : advance(w.call(called.learn, g(word), g(size), g(out))),
+      ignoreMerges
+        ? leave(word)
+        : [
+            ...w.if(
+              w.geS(w.load32(w.i32(merging.count)), w.load32(w.i32(merging.limit))),
+              leave(word),
+            ),
+            ...advance(w.call(called.learn, g(word), g(size), g(out))),
+          ],
       [...code.choose(locals), ...code.put(locals, out), ...advance(code.count(locals))],
     ),
   ];
@@ -266,7 +274,7 @@ export function assembleRunModule(options: RunModuleOptions): Uint8Array<ArrayBu
         ...new Array<number>(4).fill(v128),
         ...[i64, i32, v128, v128],
       ],
-      body: runBody(options.rules, options.ignoreMerges),
+      body: runBody(options),
     },
     { name: "mark", parameters: 2, locals: [i32], body: markBody(options.starts) },
     { name: "ascii", parameters: 2, locals: [], body: asciiBody },

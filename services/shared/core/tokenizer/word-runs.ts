@@ -65,6 +65,7 @@ export class WordRuns {
   #room = 0;
   #tokensRoom = 0;
 
+  /** Index in `words`. */
   readonly #mergedCountAt: number;
 
   private constructor(options: WordRunsOptions, textSize: number, module?: object) {
@@ -106,7 +107,12 @@ export class WordRuns {
 
   /** Words that have been merged so far. */
   get mergedWords(): number {
-    return this.words[this.#mergedCountAt] as number;
+    return (this.words[this.#mergedCountAt] as number) >>> 0;
+  }
+
+  /** Runs stop at the word that would be merged after this many since the beginning. */
+  limitMerges(mergedWords: number): void {
+    this.words[this.#mergedCountAt + 1] = Math.min(mergedWords, 0x7fff_ffff);
   }
 
   /** Makes room for a text and its tokens. The text stays, ids do not. */
