@@ -222,6 +222,7 @@ class Peer {
   #retry: NodeJS.Timeout | undefined;
   #watch: NodeJS.Timeout | undefined;
   readonly #deadline: number;
+  readonly #buffer = Buffer.allocUnsafe(readBufferBytes);
 
   constructor(
     address: PeerAddress,
@@ -283,7 +284,7 @@ class Peer {
 
   #connect(): void {
     const { clock } = this.#options;
-    const buffer = Buffer.allocUnsafe(readBufferBytes);
+    const buffer = this.#buffer;
     const reader = new FrameReader((frame) => {
       this.#take(frame);
     });
