@@ -30,6 +30,7 @@ import { EnginePools } from "./engine-pools.ts";
 import { admit, Exchange, sendError } from "./exchange.ts";
 import { startH2Server } from "./h2-server.ts";
 import { startHttp1Server, type ClientServer, type RequestTaker } from "./http1-server.ts";
+import { createInferenceMethods } from "./inference-service.ts";
 import { MirrorLinks, mirrorBytesMax } from "./mirror-links.ts";
 import { createMirrorMethods } from "./mirror-service.ts";
 import type { Placer } from "./placer.ts";
@@ -233,6 +234,15 @@ class Relay implements RunningRelay, RequestTaker {
           joinKeys: this.#joinKeys,
           clock: this.#parts.clock,
         }),
+        ...createInferenceMethods({
+          taker: this,
+          placer: () => this.#parts.placer,
+          placeMs: deadlines.placeMs,
+          placementKeys: this.#parts.placementKeys,
+          resumeKeys: this.#parts.resumeKeys,
+          bufferBytesMax: limits.clientBufferBytesMax,
+          clock: this.#parts.clock,
+        }),
       ]),
       allow: (path, peer) => this.#isAllowed(path, peer),
     });
@@ -396,7 +406,8 @@ class Relay implements RunningRelay, RequestTaker {
 
   #setServing(isServing: boolean): void {
     const status = isServing ? servingStatus.serving : servingStatus.notServing;
-    for (const name of ["", "readiness"]) this.#health.set(name, status);
+    for (const name of ["", "readiness", "kvmesh.inference.v1.Inference"])
+      this.#health.set(name, status);
   }
 
   #requireRoom(): void {

@@ -1,0 +1,293 @@
+import { credentials, Metadata, status, type ServiceError } from "@grpc/grpc-js";
+import { afterEach, describe, expect, test } from "vitest";
+import type { PlaceAnswer, PlaceAsk } from "../../services/relay/edge/placer.ts";
+import { Status } from "../../services/shared/gen/google/rpc/status.ts";
+import {
+  FinishReason,
+  InferenceClient,
+  type GenerateRequest,
+  type GenerateResponse,
+} from "../../services/shared/gen/kvmesh/inference/v1/inference.ts";
+import type { Placement } from "../../services/shared/core/placement-token/placement.ts";
+import { startScriptedEngine, type ScriptedEngine } from "../support/relay-engines.ts";
+import { bytesOf, generate, idsOf } from "../support/relay-oracle.ts";
+import { legAt, startTestRelay, type TestRelay } from "../support/relay-requests.ts";
+
+/* observability-and-contracts.md §2.7: codes, details and pushback that backend services act on. */
+
+interface Mesh {
+  readonly relay: TestRelay;
+  readonly one: ScriptedEngine;
+  readonly two: ScriptedEngine;
+  readonly client: InferenceClient;
+  readonly asked: PlaceAsk[];
+  /** Changes what is placed, or what is answered instead. */
+  place: Partial<Placement>;
+  refuse: PlaceAnswer | undefined;
+}
+
+const open: { close(): unknown }[] = [];
+afterEach(async () => {
+  for (const one of open.splice(0).reverse()) await one.close();
+});
+
+const guard = { freezeItlMultiple: 50, freezeMsMin: 2_000, migrationsMax: 3 };
+
+async function start(): Promise<Mesh> {
+  const one = await startScriptedEngine({ cachedTokens: 2 });
+  const two = await startScriptedEngine();
+  const asked: PlaceAsk[] = [];
+  const relay = await startTestRelay({
+    placer: {
+      place: (ask) => {
+        asked.push(ask);
+        if (mesh.refuse !== undefined) return Promise.resolve(mesh.refuse);
+        const engine = ask.excluded.length > 0 ? two : one;
+        const token = relay.sign(ask.body, {
+          legs: [legAt(engine.address, "whole")],
+          guard,
+          ...mesh.place,
+        });
+        return Promise.resolve({ kind: "placed", token });
+      },
+    },
+  });
+  const client = new InferenceClient(
+    `127.0.0.1:${String(relay.relay.h2Port)}`,
+    credentials.createInsecure(),
+  );
+  const mesh: Mesh = { relay, one, two, client, asked, place: {}, refuse: undefined };
+  open.push(one, two, { close: () => relay.stop() }, client);
+  return mesh;
+}
+
+const requestOf = (over: Partial<GenerateRequest> = {}): GenerateRequest => ({
+  requestId: "",
+  model: "m",
+  input: { $case: "text", value: "hello" },
+  sampling: { tokensMax: 30, stop: [], stopTokenIds: [], ignoreEos: true },
+  tenant: "acme",
+  session: "",
+  priority: "",
+  ...over,
+});
+
+interface Got {
+  readonly messages: GenerateResponse[];
+  readonly error: ServiceError | undefined;
+}
+
+function run(
+  { client }: Mesh,
+  request: GenerateRequest,
+  options: { deadlineMs?: number; onTokens?: () => void } = {},
+): Promise<Got> {
+  const call = client.generate(
+    request,
+    new Metadata(),
+    options.deadlineMs === undefined ? {} : { deadline: Date.now() + options.deadlineMs },
+  );
+  const messages: GenerateResponse[] = [];
+  return new Promise((resolve) => {
+    call.on("data", (message: GenerateResponse) => {
+      messages.push(message);
+      if (message.message?.$case === "tokens") options.onTokens?.();
+    });
+    call.on("error", (error: ServiceError) => {
+      resolve({ messages, error });
+    });
+    call.on("end", () => {
+      resolve({ messages, error: undefined });
+    });
+  });
+}
+
+const tokensOf = (got: Got): { index: number; ids: number[]; text: string; count: number }[] =>
+  got.messages.flatMap(({ message }) => (message?.$case === "tokens" ? [message.value] : []));
+
+function detailsOf(error: ServiceError | undefined): {
+  readonly reason: string;
+  readonly types: string[];
+  readonly pushback: string | undefined;
+} {
+  const [raw] = error?.metadata.get("grpc-status-details-bin") ?? [];
+  const decoded = Status.decode(raw as Buffer);
+  return {
+    reason: String(error?.metadata.get("kvmesh-error-code")[0]),
+    types: decoded.details.map(({ typeUrl }) => typeUrl.replace(/.*\./, "")),
+    pushback: error?.metadata.get("grpc-retry-pushback-ms")[0]?.toString(),
+  };
+}
+
+const expectedOf = (promptIds: number[]): { ids: number[]; text: string } => {
+  const steps = [...generate({ promptIds, tokensMax: 30, ignoreEos: true })];
+  return { ids: steps.map(({ id }) => id), text: steps.map(({ text }) => text).join("") };
+};
+
+describe("Inference/Generate", () => {
+  test.each<[string, GenerateRequest["input"], number[]]>([
+    ["text", { $case: "text", value: "hello" }, idsOf("hello")],
+    ["token ids", { $case: "tokenIds", value: { ids: [9, 8, 7] } }, [9, 8, 7]],
+    [
+      "messages",
+      { $case: "messages", value: { messages: [{ role: "user", content: "hi" }] } },
+      idsOf("<user>hi<assistant>"),
+    ],
+  ])("streams ids and text with indices, then usage: %s", async (_name, input, promptIds) => {
+    const mesh = await start();
+    const got = await run(mesh, requestOf({ input }));
+    expect(got.error).toBeUndefined();
+    expect(got.messages[0]?.message).toMatchObject({
+      $case: "started",
+      value: { guarded: true, unguardedReason: "" },
+    });
+    const tokens = tokensOf(got);
+    const expected = expectedOf(promptIds);
+    expect(tokens.flatMap(({ ids }) => ids)).toEqual(expected.ids);
+    expect(tokens.map(({ text }) => text).join("")).toBe(expected.text);
+    let index = 0;
+    for (const one of tokens) {
+      expect(one.index).toBe(index);
+      // Only the limit may cut a character in two.
+      if (one !== tokens[tokens.length - 1]) {
+        expect(Buffer.concat(one.ids.map(bytesOf)).toString()).toBe(one.text);
+      }
+      index += one.count;
+    }
+    expect(got.messages[got.messages.length - 1]?.message).toEqual({
+      $case: "finished",
+      value: {
+        reason: FinishReason.FINISH_REASON_LENGTH,
+        usage: { promptTokens: promptIds.length, cachedTokens: 2, completionTokens: 30 },
+      },
+    });
+    expect(await mesh.relay.metrics()).toContain("kvmesh_relay_requests_total");
+  });
+
+  test("an engine that is lost is not seen; one that cannot be followed is ABORTED", async () => {
+    const mesh = await start();
+    mesh.one.faults = { breakAfter: 10 };
+    const got = await run(mesh, requestOf());
+    expect(tokensOf(got).flatMap(({ ids }) => ids)).toEqual(expectedOf(idsOf("hello")).ids);
+    mesh.two.faults = { breakAfter: 5 };
+    mesh.place = { guard: { ...guard, migrationsMax: 0 } };
+    const lost = await run(mesh, requestOf());
+    expect(lost.error?.code).toBe(status.ABORTED);
+    expect(detailsOf(lost.error)).toMatchObject({ reason: "worker_lost", pushback: undefined });
+  });
+
+  test("a deadline that cannot be met sheds the request before an engine sees it", async () => {
+    const mesh = await start();
+    mesh.place = {
+      forecast: {
+        promptTokens: 1,
+        cachedTokens: 0,
+        prefillMs: 1,
+        transferMs: 0,
+        transferBytes: 0,
+        ttftMs: 60_000,
+        itlMs: 1,
+      },
+    };
+    const started = performance.now();
+    const got = await run(mesh, requestOf(), { deadlineMs: 5_000 });
+    expect(got.error?.code).toBe(status.DEADLINE_EXCEEDED);
+    expect(got.error?.details).toContain("first token expected in 60000 ms");
+    expect(performance.now() - started).toBeLessThan(2_000);
+    expect(mesh.one.seen).toEqual([]);
+  });
+
+  test("a deadline that passes stops the engine", async () => {
+    const mesh = await start();
+    mesh.one.faults = { tokenMs: 50 };
+    const got = await run(mesh, requestOf(), { deadlineMs: 400 });
+    expect(got.error?.code).toBe(status.DEADLINE_EXCEEDED);
+    await expect.poll(() => mesh.one.seen[0]?.abortedAt ?? 0).toBeGreaterThan(0);
+    await expect.poll(() => mesh.relay.relay.openRequests).toBe(0);
+  });
+
+  test("Cancel reaches the engine within 200 ms", async () => {
+    const mesh = await start();
+    mesh.one.faults = { tokenMs: 20 };
+    let cancelledAt = 0;
+    const cancel = (requestId: string): Promise<boolean> =>
+      new Promise((resolve, reject) => {
+        mesh.client.cancel({ requestId }, (error, response) => {
+          if (error === null) resolve(response.wasOpen);
+          else reject(error);
+        });
+      });
+    const got = await run(mesh, requestOf({ requestId: "job-7" }), {
+      onTokens: () => {
+        if (cancelledAt > 0) return;
+        cancelledAt = performance.now();
+        void cancel("job-7");
+      },
+    });
+    expect(got.error?.code).toBe(status.CANCELLED);
+    await expect.poll(() => mesh.one.seen[0]?.abortedAt ?? 0).toBeGreaterThan(0);
+    expect((mesh.one.seen[0]?.abortedAt ?? Infinity) - cancelledAt).toBeLessThan(200);
+    expect(await cancel("job-7")).toBe(false);
+  });
+
+  test.each<[string, PlaceAnswer & { kind: "refused" }, number, string[], string | undefined]>([
+    [
+      "overload",
+      { kind: "refused", outcome: "refused", code: "overloaded", message: "full" },
+      status.RESOURCE_EXHAUSTED,
+      ["ErrorInfo", "RetryInfo"],
+      "1000",
+    ],
+    [
+      "a tenant's limit",
+      { kind: "refused", outcome: "refused", code: "tenant_limited", message: "over" },
+      status.RESOURCE_EXHAUSTED,
+      ["ErrorInfo", "RetryInfo", "QuotaFailure"],
+      "1000",
+    ],
+    [
+      "no router",
+      { kind: "refused", outcome: "no_router", code: "worker_lost", message: "none" },
+      status.UNAVAILABLE,
+      ["ErrorInfo", "RetryInfo"],
+      "1000",
+    ],
+    [
+      "an unknown model",
+      { kind: "refused", outcome: "refused", code: "model_not_found", message: "what" },
+      status.NOT_FOUND,
+      ["ErrorInfo"],
+      undefined,
+    ],
+  ])("refusals carry what a caller acts on: %s", async (_name, refuse, code, types, pushback) => {
+    const mesh = await start();
+    mesh.refuse = refuse;
+    const { error } = await run(mesh, requestOf());
+    expect(error?.code).toBe(code);
+    expect(detailsOf(error)).toMatchObject({ types, pushback });
+  });
+
+  test("bad requests name their field", async () => {
+    const mesh = await start();
+    for (const [request, field] of [
+      [requestOf({ input: undefined }), "input"],
+      [requestOf({ model: "" }), "model"],
+      [requestOf({ requestId: "with space" }), "request_id"],
+    ] as const) {
+      const { error } = await run(mesh, request);
+      expect(error?.code).toBe(status.INVALID_ARGUMENT);
+      expect(error?.details).toContain(field);
+    }
+  });
+
+  test("Resume with a forged token is refused, and begins nothing", async () => {
+    const mesh = await start();
+    const call = mesh.client.resume({ resumeToken: "forged", request: requestOf() });
+    const error = await new Promise<ServiceError>((resolve) => {
+      call.on("data", () => undefined);
+      call.on("error", resolve);
+    });
+    expect(error.code).toBe(status.UNAUTHENTICATED);
+    expect(mesh.one.seen).toEqual([]);
+  });
+});
