@@ -240,7 +240,7 @@ export const routerMetrics = {
   resyncs: {
     name: "kvmesh_router_resyncs_total",
     kind: "counter",
-    help: "Snapshots asked for again, by reason.",
+    help: "Snapshots asked for again, by reason: gap, digest, room (the index was full and is no more).",
     labels: ["reason"],
   },
   indexBlocks: {
@@ -254,6 +254,12 @@ export const routerMetrics = {
     kind: "gauge",
     help: "(worker, block) pairs in the KV index.",
     labels: [],
+  },
+  indexDropped: {
+    name: "kvmesh_router_index_dropped_pairs_total",
+    kind: "counter",
+    help: "(worker, block) pairs not kept because the KV index was full, by limit: blocks (`limits.blocksMax`), sets.",
+    labels: ["limit"],
   },
   indexBytes: {
     name: "kvmesh_router_index_bytes",

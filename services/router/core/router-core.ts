@@ -36,6 +36,7 @@ import {
   type FeedOutcome,
   type SnapshotPart,
 } from "./membership/block-feed.ts";
+import { IndexRepair } from "./membership/index-repair.ts";
 import type { Member, MemberFacts, MemberNotice } from "./membership/member.ts";
 import { Members } from "./membership/members.ts";
 import type { CandidateInput, PlacementRequest, ScoredCandidate } from "./placement/candidate.ts";
@@ -255,6 +256,7 @@ export class RouterCore {
   readonly #turns = new Map<string, number>();
   readonly #gates = new Map<string, Gate>();
   readonly #homes: SessionHomes;
+  readonly #repair = new IndexRepair();
   #isPumping = false;
   #wallOffsetMs = 0;
   readonly #depths: Uint32Array;
@@ -371,6 +373,16 @@ export class RouterCore {
     if (delta === undefined) return;
     this.#models.get(key)?.observeInterval(delta);
     this.#speedChanged(key);
+  }
+
+  /** Whether a member is to send its snapshot again because the index was full; asked with each of its reports. */
+  repairDue(key: WorkerId, now: MonoMs): boolean {
+    const slot = this.members.get(key)?.slot;
+    if (slot === undefined || this.#feeds.get(key)?.synced !== true) return false;
+    const lostPairs = this.index.lostPairsOf(slot);
+    const { blockCount } = this.index;
+    const loss = { lostPairs, blockCount, blocksMax: this.#options.blocksMax };
+    return this.#repair.isDue(key, loss, now);
   }
 
   /** The engine became able or unable to take requests. */
@@ -1411,6 +1423,7 @@ export class RouterCore {
     gate?.shares.workerLeft();
     this.members.remove(key);
     this.#feeds.delete(key);
+    this.#repair.forget(key);
     this.#models.delete(key);
     this.#usedAt.delete(key);
     this.#observers.delete(key);

@@ -31,6 +31,8 @@ export interface EffectRunnerDependencies {
 /** Carries out what the core wants done: tells peers, Envoy and watchers, and counts. */
 export class EffectRunner {
   readonly #d: EffectRunnerDependencies;
+  #droppedAtBlocks = 0;
+  #droppedAtSets = 0;
 
   constructor(dependencies: EffectRunnerDependencies) {
     this.#d = dependencies;
@@ -91,6 +93,11 @@ export class EffectRunner {
     metrics.indexBlocks.set(core.index.blockCount);
     metrics.indexPairs.set(core.index.pairCount);
     metrics.indexBytes.set(core.index.bytes);
+    const { droppedAtBlocksMax, droppedAtSetsMax } = core.index;
+    metrics.indexDropped.inc({ limit: "blocks" }, droppedAtBlocksMax - this.#droppedAtBlocks);
+    metrics.indexDropped.inc({ limit: "sets" }, droppedAtSetsMax - this.#droppedAtSets);
+    this.#droppedAtBlocks = droppedAtBlocksMax;
+    this.#droppedAtSets = droppedAtSetsMax;
   }
 
   #carryOut(effect: RouterEffect): void {

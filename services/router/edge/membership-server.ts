@@ -466,6 +466,18 @@ class JoinStream {
     if (member.facts !== undefined) this.#askForFiles(member.facts);
     // Deltas of a moment share the ack of the load report that follows them.
     if (this.#unacked > 0 || clock.now() - this.#ackedAt >= quietAckMs) this.#ack(member);
+    if (core.repairDue(member.key, clock.now())) this.#repair(member);
+  }
+
+  /** Asks for a worker's blocks anew: some were dropped when the index was full, and now there is room for them. */
+  #repair(member: Member): void {
+    const { metrics, log } = this.#d;
+    metrics.resyncs.inc({ reason: "room" });
+    log.info(
+      { event: "resync_asked", workerId: member.workerId, reason: "room" },
+      "the index has room again for a worker's blocks",
+    );
+    this.#send({ $case: "resync", value: { reason: 3 } });
   }
 
   #artifact(chunk: ArtifactChunk): void {
