@@ -194,6 +194,9 @@ async function startRouter(config: Config): Promise<RunningService> {
     epoch,
     blockSizeTokens,
     allowedCidrs: cidrs(config.workers.allowedCidrs),
+    onDraining: ({ key }) => {
+      relays.drain(key, "its engine drains");
+    },
     settle,
   });
   const placements = new PlacementWatchers({

@@ -3,6 +3,7 @@ import type { WorkerId } from "../../shared/core/ids.ts";
 import type { Metrics } from "../../shared/edge/metrics.ts";
 import { attributes, spanNames } from "../../shared/core/trace-catalogue.ts";
 import { parseTraceparent, type Tracing } from "../../shared/edge/tracing.ts";
+import { relaysCluster } from "../core/discovery/discovery-view.ts";
 import type { Observation } from "../core/decisions/decision.ts";
 import type { RouterCore, ServedRecord } from "../core/router-core.ts";
 import type { routerMetrics } from "../metrics.ts";
@@ -99,14 +100,22 @@ export class AccessOutcomes {
   #count(record: AccessRecord): void {
     const { metrics } = this.#d;
     metrics.requestSeconds.observe(record.durationMs / 1_000);
-    const reachedEngine = record.servedEndpoint !== "" && record.cluster.startsWith("pool-");
-    if (!reachedEngine) return;
+    const statusClass = statusClasses[Math.floor(record.status / 100)] ?? "other";
+    if (record.servedEndpoint === "") return;
+    if (record.cluster === relaysCluster) {
+      // The relay answered; which engine decoded is what was decided.
+      const isMember = this.#d.core.members.get(record.workerId as WorkerId) !== undefined;
+      const worker = isMember ? record.workerId : "other";
+      metrics.requestsServed.inc({ worker_id: worker, status_class: statusClass });
+      return;
+    }
+    if (!record.cluster.startsWith("pool-")) return;
     if (record.decisionId === "") metrics.unpicked.inc({ reason: "no_decision" });
     else if (record.picked[0] !== record.servedEndpoint)
       metrics.unpicked.inc({ reason: "served_elsewhere" });
     metrics.requestsServed.inc({
       worker_id: this.#memberAt(record.servedEndpoint) ?? "other",
-      status_class: statusClasses[Math.floor(record.status / 100)] ?? "other",
+      status_class: statusClass,
     });
   }
 

@@ -67,6 +67,8 @@ export interface MembershipDependencies {
   readonly epoch: number;
   readonly blockSizeTokens: number;
   readonly allowedCidrs: readonly Cidr[];
+  /** An engine takes no new requests because it is to go: streams that can run elsewhere should leave it. */
+  readonly onDraining?: (member: Member) => void;
   /** Carries out what the core wants done after a change. */
   readonly settle: () => void;
 }
@@ -292,6 +294,9 @@ class JoinStream {
         break;
       case "state":
         this.#d.core.setReady(member.key, message.value.ready);
+        if (!message.value.ready && message.value.reason === "draining") {
+          this.#d.onDraining?.(member);
+        }
         break;
       case "goodbye":
         this.#d.log.info(

@@ -44,6 +44,8 @@ const protocolVersion = 1;
 const helloMsMax = 5_000;
 /** Silence after which the lease is over, ms; relays say something every second. */
 const silenceMsMax = 3_000;
+/** How long streams that cannot run elsewhere may stay on an engine that drains, ms. */
+const engineDrainMs = 30_000;
 /** Streams at once: a mesh has fewer relays. */
 const streamsMax = 512;
 
@@ -77,8 +79,8 @@ class AttachStream {
   #facts: RelayFacts | undefined;
   #heardAt: number;
   #isBlocked = false;
-  /** What could not be sent was dropped; the snapshot replaces it. */
-  #needsSnapshot = false;
+  /** Changes mean nothing before the first snapshot, nor once one was dropped that could not be sent. */
+  #needsSnapshot = true;
   #isOver = false;
 
   constructor(id: number, call: Call, service: RelayService, d: RelayServiceDependencies) {
@@ -142,6 +144,11 @@ class AttachStream {
     if (!this.isAttached || this.#needsSnapshot) return;
     if (this.#isBlocked) this.#needsSnapshot = true;
     else this.#send(change);
+  }
+
+  /** Sends what no later message replaces; rare enough to wait for a slow relay in the stream's own buffer. */
+  order(message: Reply): void {
+    if (this.isAttached) this.#send(message);
   }
 
   sendSnapshot(): void {
@@ -403,11 +410,10 @@ export class RelayService {
       ?.fail(new MeshError("stale_epoch", "a newer stream of this relay took over"));
   }
 
-  /** Asks attached relays to move their streams off an engine, or to go themselves when `workerId` is empty. */
-  drain(workerId: string, deadlineMs: number, reason: string): void {
-    for (const stream of this.#streams.values()) {
-      stream.sendChange({ $case: "drain", value: { workerId, deadlineMs, reason } });
-    }
+  /** Asks attached relays to move their streams off an engine that is to go. */
+  drain(workerId: string, reason: string): void {
+    const order = { workerId, deadlineMs: engineDrainMs, reason };
+    for (const stream of this.#streams.values()) stream.order({ $case: "drain", value: order });
   }
 
   /** Finds silent relays. Call about every 250 ms. */
