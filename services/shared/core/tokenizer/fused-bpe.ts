@@ -15,7 +15,7 @@ const longWords = { wordSizeMax: 128, tokensMax: 31, capacity: 1 << 11 } as cons
 /** As how many short words merging a longer one counts. */
 const longWordMerges = 8;
 /** Larger texts get memory of their own for one call, bytes. */
-const scratchKeptMax = 1 << 20;
+const scratchKeptMax = 4 << 20;
 /** Zeros behind a text, so that eight bytes can be read from any of its positions. */
 const readAheadSize = 8;
 
@@ -39,8 +39,8 @@ function longestToken(offsets: ArrayLike<number>): number {
  * Gives the ids that the `tokenizers` library gives for the same `tokenizer.json`.
  *
  * Cost: known words of ASCII about 15 ns each (`WordRuns`), others about 60, unknown ones about 1 µs. Text is linear except
- * for words without any boundary, which are O(n log n). Memory: the tables, 7 MB of learned words, and scratch of
- * five times the largest text up to 1 MiB (larger texts get theirs for one call).
+ * for words without any boundary, which are O(n log n). Memory: the tables, 10 MB of learned words and of what merging them needs, and scratch of
+ * five times the largest text up to 4 MiB (larger texts get theirs for one call).
  */
 export class FusedBpe implements Tokenizer {
   readonly vocabularySize: number;
