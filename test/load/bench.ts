@@ -33,6 +33,18 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
       "CPU of a router whose workers only report that they have nothing to do\n" +
       "  --members 1000  --interval 1000 (ms)  --rounds 5  --seconds 4  --profile  --top 20  --json",
   },
+  join: {
+    file: "join-bench.ts",
+    about:
+      "time from a router's start until it serves from a full index\n" +
+      "  --members 8  --blocks 1000000  --rounds 5  --profile  --top 20  --json",
+  },
+  admission: {
+    file: "admission-bench.ts",
+    about:
+      "a virtual fleet that is asked for several times what it can give: goodput, first tokens, refusals, memory\n" +
+      "  --minutes 10  --factor 10  --routers 1  --seed 1  --json",
+  },
   h2: {
     file: "h2-bench.ts",
     about:

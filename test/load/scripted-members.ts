@@ -13,6 +13,7 @@ import {
   type JoinRequest,
   type JoinResponse,
 } from "../../services/shared/gen/kvmesh/worker/v1/worker.ts";
+import { hashesPerMessageMax } from "../../services/worker/core/snapshot.ts";
 import { U64Map } from "../../services/worker/core/u64-map.ts";
 import { benchModel } from "./chat-prompts.ts";
 import { repositoryRoot } from "./figures.ts";
@@ -48,6 +49,8 @@ class ScriptedMember {
   readonly #files: ReadonlyMap<string, Buffer>;
   readonly #address: string;
   readonly #held = new U64Map();
+  /** Blocks that its engine has when it joins. */
+  readonly #cached: Uint32Array;
   #seq = 0;
   appliedSeq = 0;
 
@@ -56,8 +59,10 @@ class ScriptedMember {
     readonly target: string;
     readonly keys: MeshKeys;
     readonly files: ReadonlyMap<string, Buffer>;
+    readonly cached?: Uint32Array | undefined;
   }) {
     const { index } = options;
+    this.#cached = options.cached ?? new Uint32Array(0);
     this.id = `bench-${index.toString().padStart(4, "0")}`;
     this.#keys = options.keys;
     this.#files = options.files;
@@ -207,11 +212,27 @@ class ScriptedMember {
     });
   }
 
+  /** Sends what its engine has, in chunks as large as a worker's. */
   #snapshot(): void {
-    this.#send({
-      $case: "snapshot",
-      value: { baseSeq: 0n, hashes: Buffer.alloc(0), last: true, xorDigest: 0n, blockCount: 0n },
-    });
+    const cached = this.#cached;
+    let lo = 0;
+    let hi = 0;
+    for (let i = 0; i < cached.length; i += 2) {
+      lo ^= cached[i] as number;
+      hi ^= cached[i + 1] as number;
+    }
+    const xorDigest = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
+    const step = 2 * hashesPerMessageMax;
+    for (let at = 0; at === 0 || at < cached.length; at += step) {
+      const part = cached.subarray(at, at + step);
+      const hashes = Buffer.from(part.buffer, part.byteOffset, part.byteLength);
+      const last = at + step >= cached.length;
+      const blockCount = BigInt(cached.length / 2);
+      this.#send({
+        $case: "snapshot",
+        value: { baseSeq: 0n, hashes, last, xorDigest, blockCount },
+      });
+    }
   }
 
   #deliver(sha256: Buffer): void {
@@ -253,6 +274,8 @@ export class ScriptedMembers {
     readonly target: string;
     readonly keys: MeshKeys;
     readonly loadIntervalMs?: number;
+    /** Hashes of the blocks that each member has when it joins, (lo, hi) pairs; none when absent. */
+    readonly cached?: readonly Uint32Array[];
   }): Promise<ScriptedMembers> {
     const files = new Map<string, Buffer>();
     for (const content of [
@@ -263,7 +286,12 @@ export class ScriptedMembers {
     }
     const members = new Map<string, ScriptedMember>();
     for (let index = 0; index < options.count; index++) {
-      const member = new ScriptedMember({ ...options, index, files });
+      const member = new ScriptedMember({
+        ...options,
+        index,
+        files,
+        cached: options.cached?.[index],
+      });
       members.set(member.id, member);
       // A few at a time, so that no accept queue overflows.
       if (index % 32 === 31) await member.accepted;
