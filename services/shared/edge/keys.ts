@@ -5,7 +5,9 @@ import { MeshError } from "../core/errors.ts";
 
 const hexKey = z.string().regex(/^[0-9a-f]{64}$/, "must be 64 hex digits (32 bytes)");
 const namedKey = z.strictObject({ id: z.string().min(1).max(64), key: hexKey });
-const keyList = z.array(namedKey).min(1).max(8);
+const keyListForm =
+  'must list 1 to 8 keys, each with "id" and "key" (64 hex digits); "kvmesh up" makes a file that has all of them';
+const keyList = z.array(namedKey, keyListForm).min(1, keyListForm).max(8, keyListForm);
 
 const KeysFile = z.strictObject({
   hashSeed: hexKey,
