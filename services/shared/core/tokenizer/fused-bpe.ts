@@ -39,8 +39,8 @@ function longestToken(offsets: ArrayLike<number>): number {
  * Gives the ids that the `tokenizers` library gives for the same `tokenizer.json`.
  *
  * Cost: known words of ASCII about 15 ns each (`WordRuns`), others about 60, unknown ones about 1 µs. Text is linear except
- * for words without any boundary, which are O(n log n). Memory: the tables, 10 MB of learned words and of what merging them needs, and scratch of
- * five times the largest text up to 4 MiB (larger texts get theirs for one call).
+ * for words without any boundary, which are O(n log n). Memory: the tables, 10 MB of learned words and of what merging
+ * them needs, and scratch of five times the largest text up to 4 MiB (larger texts get theirs for one call).
  */
 export class FusedBpe implements Tokenizer {
   readonly vocabularySize: number;
