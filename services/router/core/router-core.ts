@@ -631,6 +631,7 @@ export class RouterCore {
         // Peers know each other by instance, without the epoch.
         self: this.#options.decisionPrefix.replace(/\.[^.]*$/, ""),
         lastReport: (worker) => this.book.lastReport(worker),
+        runningMaxOf: (worker) => this.members.get(worker)?.facts?.runningRequestsMax ?? 0,
       },
       {
         place: (request, now, waiter) => this.#tryPlace({ gate: created, request, waiter }, now),

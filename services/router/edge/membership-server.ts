@@ -136,6 +136,7 @@ function readFacts(hello: Hello): MemberFacts {
     engineName: engine.name,
     engineVersion: engine.version,
     stepTokensMax: engine.stepTokensMax,
+    runningRequestsMax: engine.runningRequestsMax,
     stepModel:
       steps === undefined
         ? undefined

@@ -86,6 +86,7 @@ export class PoolGate<T> implements AdmissionPort<T> {
   readonly shares: RouterShares;
   readonly #placer: PoolPlacer<T>;
   readonly #lastReport: (worker: WorkerId) => LoadReport | undefined;
+  readonly #runningMaxOf: (worker: WorkerId) => number;
 
   constructor(
     options: {
@@ -93,12 +94,15 @@ export class PoolGate<T> implements AdmissionPort<T> {
       readonly rooms: RoomOptions;
       readonly self: string;
       readonly lastReport: (worker: WorkerId) => LoadReport | undefined;
+      /** Requests that an engine runs at once; 0 when unknown. */
+      readonly runningMaxOf: (worker: WorkerId) => number;
     },
     placer: PoolPlacer<T>,
   ) {
     const { admission } = options;
     this.#placer = placer;
     this.#lastReport = options.lastReport;
+    this.#runningMaxOf = options.runningMaxOf;
     this.rooms = new WorkerRooms(options.rooms);
     this.shares = new RouterShares({
       self: options.self,
@@ -266,6 +270,7 @@ export class PoolGate<T> implements AdmissionPort<T> {
       openRequests: load.openRequests + candidate.foreignRequests,
       bookBacklogMs: load.prefillBacklogMs,
       report: this.#lastReport(candidate.workerId),
+      runningMax: this.#runningMaxOf(candidate.workerId),
       capacityTokens: candidate.capacityTokens,
       newTokens: newKvTokens(candidate, ask),
       stepMs,

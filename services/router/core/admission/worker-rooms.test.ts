@@ -12,6 +12,7 @@ const question = (over: Partial<RoomQuestion> = {}): RoomQuestion => ({
   openRequests: 3,
   bookBacklogMs: 10_000,
   report: undefined,
+  runningMax: 0,
   capacityTokens: 10_000,
   newTokens: 1_000,
   stepMs: 10,
@@ -48,6 +49,9 @@ describe("WorkerRooms", () => {
   test("a worker with as many requests as it may have, or whose steps are too slow, is full", () => {
     const r = rooms({ openMax: 3 });
     expect(r.roomFor(question(), at(0)).isFull).toBe(true);
+    expect(rooms().roomFor(question({ runningMax: 3 }), at(0)).isFull).toBe(true);
+    expect(rooms().roomFor(question({ runningMax: 4 }), at(0)).isFull).toBe(false);
+    expect(r.roomFor(question({ runningMax: 4 }), at(0)).isFull).toBe(true);
     expect(rooms().roomFor(question({ itlMs: 9 }), at(0)).isFull).toBe(true);
     expect(rooms().roomFor(question({ itlMs: 11 }), at(0)).isFull).toBe(false);
   });

@@ -29,6 +29,8 @@ export interface RoomQuestion {
   /** Prefill backlog by the load book, ms. */
   readonly bookBacklogMs: number;
   readonly report: LoadReport | undefined;
+  /** Requests that its engine runs at once: more would wait there, where nobody orders them. 0 when unknown. */
+  readonly runningMax: number;
   /** 0 when unknown. */
   readonly capacityTokens: number;
   /** KV tokens that the request would add there. */
@@ -190,7 +192,10 @@ export class WorkerRooms {
     // An idle worker takes anything: what does not fit then never will.
     if (openRequests <= 0) return { at: now, isFull: false };
     const { openMax, kvRatioMax } = this.#options;
-    if (openRequests >= openMax) return full(now);
+    const { runningMax } = question;
+    if (openRequests >= (runningMax > 0 ? Math.min(openMax, runningMax) : openMax)) {
+      return full(now);
+    }
     if (report !== undefined && capacityTokens > 0) {
       const unseen = this.#workers.get(worker)?.unseenTokens ?? 0;
       const planned = report.kvUsageRatio * capacityTokens + unseen + question.newTokens;

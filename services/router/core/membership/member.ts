@@ -37,6 +37,8 @@ export interface MemberFacts {
   readonly engineName: string;
   readonly engineVersion: string;
   readonly stepTokensMax: number;
+  /** Sequences that it runs at once (vLLM's `max_num_seqs`); absent or 0 when unknown. */
+  readonly runningRequestsMax?: number;
   readonly stepModel: StepModel | undefined;
   readonly ready: boolean;
   /** KV transfer connector; absent or empty for an engine without one. */
