@@ -9,6 +9,7 @@ import {
 import { openAiError, toMeshError, wire } from "../../shared/edge/wire.ts";
 import { kindOfPath, readBody, type RelayedBody } from "../core/body/relayed-body.ts";
 import { ScannedObject } from "../core/body/scanned-object.ts";
+import type { PrefillReading } from "../core/engines/engine-adapter.ts";
 import { isEngineFailure, isErrorEvent } from "../core/request/answer-start.ts";
 import { isForwarded, type HeaderField } from "../core/request/forwarded-headers.ts";
 import type { LegOutcome, LegSlot, LocalPrefillReason } from "../core/request/leg-outcome.ts";
@@ -171,7 +172,12 @@ export class Exchange implements AnswerListener {
         this.#stop("prefill", "timeout", "no answer in time");
         return;
       case "first_byte":
-        this.#stop("answer", "timeout", "no first byte in time");
+        // A guarded stream waits for as long as its forecast makes likely, and then tries elsewhere.
+        this.#stop(
+          "answer",
+          this.#guard === undefined ? "timeout" : "frozen",
+          "no first byte in time",
+        );
         return;
       case "stream":
         this.#stop("answer", "frozen", "no byte in time");
@@ -616,16 +622,18 @@ export class Exchange implements AnswerListener {
 
   #prefillEnd(record: LegRecord): void {
     const { pair } = this.#planned;
-    if (record.status !== 200 || pair === undefined) {
+    if (record.status !== 200) {
       const why = this.#engineSaid(record);
       this.#step({ kind: "prefill_failed", outcome: "engine_error", why });
       return;
     }
     const bytes = Buffer.concat(this.#whole);
     this.#whole = [];
-    const reading = isUtf8(bytes)
-      ? pair.adapter.readPrefill(pair.request, bytes)
-      : ({ kind: "none", why: "the answer is not UTF-8" } as const);
+    // With legs that run at once decode may have answered, and nothing is read of prefill any more.
+    const reading: PrefillReading =
+      pair !== undefined && isUtf8(bytes)
+        ? pair.adapter.readPrefill(pair.request, bytes)
+        : { kind: "none", why: "the answer is not UTF-8" };
     if (reading.kind !== "none") record.usage = { ...reading.usage, generatedTokens: -1 };
     this.#parts.handoffs.made(record.leg.workerId, record.handoff, this.#parts.clock.now());
     this.#step({ kind: "prefill_read", reading });
