@@ -122,8 +122,13 @@ export class Exchange implements AnswerListener {
     this.#path = options.request.path;
     this.#requestDeadline = arrivedAt + parts.config.deadlines.requestMs;
     if (body.stream) this.#beginGuard(options.resumed);
-    this.#planned = this.#plan(placement);
-    if (options.resumed !== undefined) this.#resume();
+    try {
+      this.#planned = this.#plan(placement);
+      if (options.resumed !== undefined) this.#resume();
+    } catch (error) {
+      this.#guard?.mirror?.ended(true);
+      throw error;
+    }
     this.#run = new RequestRun(this.#planned.plan, parts.config.limits.placementsMax);
     answer.listener = this;
   }
