@@ -86,7 +86,12 @@ function poolOf(seed: number, prefills: number, decodes: number, boths: number):
       to: Math.floor(random.next() * roles.length),
       isSameHost: false,
     };
-    core.pairs.links.observed(ends, 1e6 * (1 + 20 * random.next()), 5 + 500 * random.next());
+    core.pairs.links.observed(
+      ends,
+      1e6 * (1 + 20 * random.next()),
+      5 + 500 * random.next(),
+      at(400),
+    );
   }
   return { core, promptTokens, hashes };
 }

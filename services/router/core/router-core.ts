@@ -451,6 +451,7 @@ export class RouterCore {
   tick(now: MonoMs): void {
     for (const member of this.members.expired(now)) this.#remove(member.key, false);
     this.relays.tick(now);
+    this.pairs.links.tick(now);
     for (const closed of this.book.expire(now)) this.#closed(closed, undefined);
     for (const [key, usedAt] of this.#usedAt) {
       if (now - usedAt >= unusedMsMax) this.#doubtModel(key, now);
@@ -1052,7 +1053,7 @@ export class RouterCore {
     const pair = { decisionId, prefillWorker, decodeWorker: workerId, transferBytes, movedTokens };
     const prefillMs = Math.max(0, this.#prefillEndOf(decisionId, prefillWorker) - openedAt);
     const afterMs = Math.max(0, beginsInMs - prefillMs);
-    this.pairs.legs.opened({ ...pair, beginsInMs: afterMs }, isPrefillOpen);
+    this.pairs.legs.opened({ ...pair, beginsInMs: afterMs }, isPrefillOpen, openedAt);
     // Its end was told before, or there was no room for it: nothing else would say that its decode is here.
     if (!isPrefillOpen) this.book.arrived(decisionId, 0, openedAt);
   }

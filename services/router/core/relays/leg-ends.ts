@@ -37,7 +37,7 @@ export class LegEnds {
     const { decisionId, leg, ended, last } = notice;
     const port = this.#port;
     if (!ended) {
-      if (leg === "decode") this.#learnTransfer(notice);
+      if (leg === "decode") this.#learnTransfer(notice, now);
       port.pairs.legs.firstToken(decisionId);
       port.firstToken(decisionId);
       return;
@@ -56,7 +56,7 @@ export class LegEnds {
    * From the start of the decode leg to its first token: the transfer, and what was expected of the engine besides. Only
    * where legs run one after the other, where the answer came token by token, and with no other bytes before.
    */
-  #learnTransfer({ decisionId, firstTokenMs, localPrefill }: LegNotice): void {
+  #learnTransfer({ decisionId, firstTokenMs, localPrefill }: LegNotice, now: MonoMs): void {
     const { pairs } = this.#port;
     const made = this.#port.decision(decisionId);
     const open = pairs.legs.get(decisionId);
@@ -69,7 +69,7 @@ export class LegEnds {
     const ends = pairs.legs.endsOf(open);
     if (ends === undefined) return;
     const ms = Math.max(transferMsMin, firstTokenMs - engineMs);
-    pairs.links.observed(ends, pair.transferBytes, ms);
+    pairs.links.observed(ends, pair.transferBytes, ms, now);
   }
 
   /** An idle engine's prefill leg shows what prefill alone costs. */

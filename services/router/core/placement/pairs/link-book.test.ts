@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { monoMs as at } from "../../../../shared/core/ids.ts";
 import { LinkBook, type LinkEnds } from "./link-book.ts";
 
 const mib = 1 << 20;
@@ -32,7 +33,7 @@ describe("LinkBook", () => {
     // In truth 40 ms and a quarter of the speed.
     for (let n = 0; n < 60; n++) {
       const mibs = 20 + ((n * 37) % 300);
-      book.observed(ends(0, 1), mibs * mib, 40 + 4 * mibs);
+      book.observed(ends(0, 1), mibs * mib, 40 + 4 * mibs, at(0));
     }
     const known = book.known(ends(0, 1));
     expect(known.latencyMs).toBeGreaterThan(25);
@@ -46,8 +47,8 @@ describe("LinkBook", () => {
   test("keeps links apart: one that is slow says less of another than of itself", () => {
     const book = linkBook();
     for (let n = 0; n < 40; n++) {
-      book.observed(ends(0, 1), 100 * mib, 2_000);
-      book.observed(ends(0, 2), 100 * mib, 110);
+      book.observed(ends(0, 1), 100 * mib, 2_000, at(0));
+      book.observed(ends(0, 2), 100 * mib, 110, at(0));
     }
     expect(forecast(book, ends(0, 1), 100 * mib)[1]).toBeGreaterThan(1_900);
     expect(forecast(book, ends(0, 2), 100 * mib)[1]).toBeLessThan(150);
@@ -55,7 +56,7 @@ describe("LinkBook", () => {
 
   test("bytes under way are waited for, less what drains during the prefill; closed ones are not", () => {
     const book = linkBook();
-    book.opened(ends(0, 1), 200 * mib);
+    book.opened(ends(0, 1), 200 * mib, at(0));
     expect(forecast(book, ends(0, 1), mib)[0]).toBeCloseTo(200);
     expect(forecast(book, ends(0, 1), mib, 150)[0]).toBeCloseTo(50);
     expect(forecast(book, ends(0, 1), mib, 500)[0]).toBe(0);
@@ -74,18 +75,30 @@ describe("LinkBook", () => {
       [mib, Number.NaN],
       [mib, Infinity],
     ] as const) {
-      book.observed(ends(0, 1), bytes, ms);
+      book.observed(ends(0, 1), bytes, ms, at(0));
     }
     expect(forecast(book, ends(0, 1), 100 * mib)[1]).toBeCloseTo(110);
   });
 
   test("holds so many links; an idle one makes room before one in use", () => {
     const book = linkBook(4);
-    book.opened(ends(0, 1), mib);
-    for (let to = 2; to < 40; to++) book.observed(ends(0, to), mib, 12);
+    book.opened(ends(0, 1), mib, at(0));
+    for (let to = 2; to < 40; to++) book.observed(ends(0, to), mib, 12, at(0));
     expect(book.linkCount).toBe(4);
     expect(book.inFlight(ends(0, 1))).toBe(mib);
     book.forget(0);
     expect(book.linkCount).toBe(0);
+  });
+
+  test("a link that was given nothing for a minute is taken for its domain again, unless bytes are under way", () => {
+    const book = linkBook();
+    for (let n = 0; n < 40; n++) book.observed(ends(0, 1), 100 * mib, 5_000, at(n));
+    for (let n = 0; n < 100; n++) book.observed(ends(0, 2), 100 * mib, 110, at(100 + n));
+    book.opened(ends(0, 3), mib, at(10));
+    book.tick(at(60_038));
+    expect([forecast(book, ends(0, 1), 100 * mib)[1] > 3_000, book.linkCount]).toEqual([true, 3]);
+    book.tick(at(60_050));
+    expect([forecast(book, ends(0, 1), 100 * mib)[1] < 500, book.linkCount]).toEqual([true, 2]);
+    expect(book.inFlight(ends(0, 3))).toBe(mib);
   });
 });

@@ -1,3 +1,4 @@
+import type { MonoMs } from "../../../../shared/core/ids.ts";
 import { RecursiveLeastSquares } from "../../load/least-squares.ts";
 
 /** What a link is taken for before anything moved over it. */
@@ -47,6 +48,8 @@ const forgetting = 0.98;
 /** Transfers are seen through an engine's steps, and no better than this, ms. */
 const noiseMsMin = 2;
 const noiseShare = 0.2;
+/** As long as an engine that is given nothing keeps the speed that it is thought to have, ms. */
+const unusedMsMax = 60_000;
 /** More than any row number. */
 const rowsMax = 1 << 20;
 
@@ -55,6 +58,8 @@ interface Link {
   /** Bytes of transfers that are placed and not over. */
   inFlight: number;
   transfers: number;
+  /** When a transfer was placed on it or seen last. */
+  usedAt: number;
 }
 
 function learner(latencyMs: number, msPerUnit: number, weight: number): RecursiveLeastSquares {
@@ -118,8 +123,8 @@ export class LinkBook {
   }
 
   /** A transfer was placed. */
-  opened(ends: LinkEnds, bytes: number): void {
-    const link = this.#touch(ends);
+  opened(ends: LinkEnds, bytes: number, now: MonoMs): void {
+    const link = this.#touch(ends, now);
     link.inFlight += bytes;
     link.transfers++;
   }
@@ -133,13 +138,24 @@ export class LinkBook {
   }
 
   /** A transfer took so long without its wait, ms. */
-  observed(ends: LinkEnds, bytes: number, ms: number): void {
+  observed(ends: LinkEnds, bytes: number, ms: number, now: MonoMs): void {
     if (!(bytes > 0 && ms > 0)) return;
     const features = [1, bytes / unitBytes];
     const noise = Math.max(noiseMsMin, ms * noiseShare);
-    const link = this.#touch(ends);
+    const link = this.#touch(ends, now);
     this.#domain(ends.isSameHost).observe(features, ms, noise);
     link.model.observe(features, ms, noise);
+  }
+
+  /**
+   * Forgets links that were given nothing for long: what was seen of one thought slow may come from a fault that is over, and
+   * nothing would ever show it. The next transfer is placed by what its domain has shown.
+   */
+  tick(now: MonoMs): void {
+    for (const [key, { usedAt, transfers }] of this.#links) {
+      if (now - usedAt < unusedMsMax) return;
+      if (transfers === 0) this.#links.delete(key);
+    }
   }
 
   /** The engine of a row has left. O(links). */
@@ -153,12 +169,13 @@ export class LinkBook {
     return isSameHost ? this.#domains.host : this.#domains.pool;
   }
 
-  #touch({ from, to, isSameHost }: LinkEnds): Link {
+  #touch({ from, to, isSameHost }: LinkEnds, now: MonoMs): Link {
     const key = from * rowsMax + to;
     const known = this.#links.get(key);
     if (known !== undefined) {
       this.#links.delete(key);
       this.#links.set(key, known);
+      known.usedAt = now;
       return known;
     }
     if (this.#links.size >= this.#options.linksMax) this.#makeRoom();
@@ -167,6 +184,7 @@ export class LinkBook {
       model: learner(domain.coefficient(0), domain.coefficient(1), linkPriorWeight),
       inFlight: 0,
       transfers: 0,
+      usedAt: now,
     };
     this.#links.set(key, created);
     return created;

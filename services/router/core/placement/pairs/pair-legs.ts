@@ -87,7 +87,7 @@ export class PairLegs {
   }
 
   /** Both reservations were opened, or the decode leg's alone, as a peer tells them one by one. */
-  opened(pair: PlacedPair, isPrefillOpen: boolean): void {
+  opened(pair: PlacedPair, isPrefillOpen: boolean, now: MonoMs): void {
     this.#open.set(pair.decisionId, {
       ...pair,
       isPrefillOpen,
@@ -97,7 +97,7 @@ export class PairLegs {
     });
     this.#await(pair.decodeWorker, pair.movedTokens);
     const ends = this.endsOf(pair);
-    if (ends !== undefined) this.#links.opened(ends, pair.transferBytes);
+    if (ends !== undefined) this.#links.opened(ends, pair.transferBytes, now);
   }
 
   /** Whether the reservation of a decision's prefill leg may be open. Cheap when there are no pairs. */

@@ -289,6 +289,7 @@ export class PairPlacer {
         beginsInMs: Math.max(0, beginsInMs - candidate.prefillEndsInMs),
       },
       true,
+      now,
     );
     return true;
   }
