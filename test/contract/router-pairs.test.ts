@@ -99,13 +99,14 @@ describe("two routers", () => {
 
   test("both know the legs of a pair while they run, and both forget them, whoever hears of the end", async () => {
     await twoRouters();
-    await mesh.addEngine("prefill", { engine: { speedup: 1 } });
+    // Both legs are open only while the prompt is computed, here for more than a second.
+    await mesh.addEngine("prefill", { engine: { speedup: 0.05 } });
     await mesh.addEngine("decode", { engine: { speedup: 1 } });
     await mesh.addRelay();
     const open = (router: number): Promise<number> =>
       mesh.metric("kvmesh_router_reservations_open", "", router);
     // The access log of the second router hears of what the first decided.
-    const running = mesh.serve(bodyOf(2_000, 5, { max_tokens: 80 }), { requestId: "a", logTo: 1 });
+    const running = mesh.serve(bodyOf(4_000, 5, { max_tokens: 80 }), { requestId: "a", logTo: 1 });
     await eventually(async () => (await open(0)) === 2 && (await open(1)) === 2);
     const served = await running;
     expect(served.routed.headers["x-kvmesh-pool"]).toBe("relays");
