@@ -11,7 +11,7 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
     file: "router-bench.ts",
     about:
       "CPU per request, decision times and memory of a router under ext_proc traffic, beside two references\n" +
-      "  --members 8  --large 1000  --rounds 5  --text 2 (MB)  --concurrency 16  --sizes 4,64,220,512 (KB)\n" +
+      "  --members 8  --large 1000  --rounds 5  --warmup 8  --text 2 (MB)  --concurrency 16  --sizes 4,64,220,512 (KB)\n" +
       "  --modes buffered,duplex  --no-references  --no-latency  --baseline <other checkout>\n" +
       "  --profile  --top 20  --readme  --json",
   },
@@ -44,6 +44,12 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
     about:
       "a virtual fleet that is asked for several times what it can give: goodput, first tokens, refusals, memory\n" +
       "  --minutes 10  --factor 10  --routers 1  --seed 1  --json",
+  },
+  relay: {
+    file: "relay-bench.ts",
+    about:
+      "what a relay costs a token, a request and a stream, beside a bare pipe of the same streams\n" +
+      "  --streams 5000  --seconds 10  --json",
   },
   h2: {
     file: "h2-bench.ts",
