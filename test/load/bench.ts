@@ -49,7 +49,7 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
     file: "relay-bench.ts",
     about:
       "what a relay costs a token, a request and a stream, beside a bare pipe of the same streams\n" +
-      "  --streams 5000  --seconds 10  --json",
+      "  --streams 1000  --rate 4 (tokens/s)  --seconds 8  --only pipe,pair,guarded",
   },
   h2: {
     file: "h2-bench.ts",
