@@ -232,8 +232,10 @@ describe("estimate", () => {
     expect(memoryMs(running(108_400 / 112_500))).toBeCloseTo(0);
     const endsInMs = 2 * (d0 + 10 * d1 + 90_000 * d2) * 100;
     expect(memoryMs(running(1))).toBeCloseTo((4_100 / 90_000) * endsInMs);
-    const eager = estimate(running(1), request, preferences["first-token"]).memoryMs;
-    expect(eager).toBeCloseTo(4 * (4_100 / 90_000) * endsInMs);
+    const weights = preferences["first-token"];
+    const eager = estimate(running(1), request, weights).memoryMs;
+    expect(eager).toBeCloseTo(weights.memory * (4_100 / 90_000) * endsInMs);
+    expect(eager).toBeGreaterThan(memoryMs(running(1)));
     // Prompts that wait behind it need room before it, unless they are cached.
     const queued = { ...running(0.9).load, queuedPrefillTokens: 10_000 };
     expect(memoryMs(running(0.9))).toBe(0);
