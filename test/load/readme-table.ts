@@ -27,21 +27,34 @@ function table({ machine, cells, ratios }: BenchSummary): string {
     const found = ratios.find((ratio) => ratio.name.startsWith(name));
     return found === undefined ? "–" : `**${found.value.toFixed(2)}**`;
   };
+  const head = [
+    "body",
+    "kvmesh, BUFFERED",
+    "kvmesh, FULL_DUPLEX",
+    "empty grpc-js handler",
+    "ratio",
+    "stock pipeline",
+  ];
+  const rows = sizes.map((kb) => [
+    `${kb.toString()} KB`,
+    `${cpu(cells, "router", "buffered", kb)} µs`,
+    `${cpu(cells, "router", "duplex", kb)} µs`,
+    `${cpu(cells, "empty", "buffered", kb)} µs`,
+    ratioOf(kb),
+    cpu(cells, "stock", "buffered", kb).replace(/(\d)$/, "$1 µs"),
+  ]);
+  const widths = head.map((name, i) =>
+    Math.max(...[head, ...rows].map((row) => row[i]?.length ?? name.length)),
+  );
+  const line = (row: readonly string[]): string =>
+    `| ${row.map((cell, i) => (i === 0 ? cell.padEnd(widths[i] ?? 0) : cell.padStart(widths[i] ?? 0))).join(" | ")} |`;
+  const rule = widths.map((width, i) =>
+    i === 0 ? "-".repeat(width) : `${"-".repeat(width - 1)}:`,
+  );
   return [
-    "| body | kvmesh, BUFFERED | kvmesh, FULL_DUPLEX | empty grpc-js handler | ratio | stock pipeline |",
-    "| ---- | ---------------: | ------------------: | --------------------: | ----: | -------------: |",
-    ...sizes.map((kb) =>
-      [
-        "",
-        ` ${kb.toString()} KB `,
-        ` ${cpu(cells, "router", "buffered", kb)} µs `,
-        ` ${cpu(cells, "router", "duplex", kb)} µs `,
-        ` ${cpu(cells, "empty", "buffered", kb)} µs `,
-        ` ${ratioOf(kb)} `,
-        ` ${cpu(cells, "stock", "buffered", kb).replace(/(\d)$/, "$1 µs")} `,
-        "",
-      ].join("|"),
-    ),
+    line(head),
+    `| ${rule.join(" | ")} |`,
+    ...rows.map(line),
     "",
     `${machine.cpu}, ${machine.cpuCount.toString()} CPUs, Node ${machine.node.slice(1)}, commit ${machine.commit}.`,
   ].join("\n");
