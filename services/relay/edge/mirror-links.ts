@@ -71,7 +71,8 @@ export class StreamMirror {
   /** The token of an event; nothing while the buddy is too far behind, or does not keep the stream. */
   nameOf(point: StreamPoint): string | undefined {
     const stream = this.#stream;
-    if (stream === undefined || this.isRefused || point.index - this.#acked > looseIdsMax) {
+    const isLost = this.isRefused || this.#link.isClosed;
+    if (stream === undefined || isLost || point.index - this.#acked > looseIdsMax) {
       return undefined;
     }
     const looseFrom = Math.min(this.#acked, point.index);
@@ -144,6 +145,7 @@ class MirrorLink {
   readonly #over: Buffer[] = [];
   #call: ClientDuplexStream<KeepRequest, KeepResponse> | undefined;
   #isWritable = true;
+  #isClosed = false;
   restUntil = 0;
 
   constructor(instance: string, address: string, hello: () => MirrorHello, clock: Clock) {
@@ -152,6 +154,11 @@ class MirrorLink {
     this.#hello = hello;
     this.#clock = clock;
     this.client = new MirrorClient(address, createChannelCredentials(), createChannelOptions());
+  }
+
+  /** Whether the buddy is reached over another link now, or not at all. */
+  get isClosed(): boolean {
+    return this.#isClosed;
   }
 
   add(mirror: StreamMirror): void {
@@ -170,7 +177,8 @@ class MirrorLink {
 
   /** Sends what has grown, unless the buddy does not keep up: then it waits, and tokens carry more ids until they cannot. */
   flush(): void {
-    if (this.#grown.size + this.#over.length === 0) return;
+    // Mirrors keep their link when their buddy comes back at another address; that one must not be dialled again.
+    if (this.#isClosed || this.#grown.size + this.#over.length === 0) return;
     if (this.#clock.now() < this.restUntil) return;
     const call = this.#call ?? this.#dial();
     if (!this.#isWritable) return;
@@ -190,6 +198,7 @@ class MirrorLink {
   }
 
   close(): void {
+    this.#isClosed = true;
     this.#call?.cancel();
     this.client.close();
   }
