@@ -26,8 +26,10 @@ function isProven(
   const key = keys.find(({ id }) => id === hello?.joinKeyId);
   if (hello === undefined || key === undefined) return false;
   const minute = Number(hello.proofMinute);
+  const epoch = Number(hello.epoch);
+  if (!Number.isSafeInteger(minute) || !Number.isSafeInteger(epoch)) return false;
   if (Math.abs(minute - clock.wallUnixUs() / 60_000_000) > proofMinutesMax + 1) return false;
-  const message = mirrorProofMessage({ relay: hello.instance, epoch: Number(hello.epoch), minute });
+  const message = mirrorProofMessage({ relay: hello.instance, epoch, minute });
   return equalBytes(key.mac(message), hello.proof);
 }
 

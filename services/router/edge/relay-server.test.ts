@@ -132,7 +132,7 @@ class HandRelay {
     };
     const message = relayProofMessage({
       relay: hello.instance,
-      epoch: Number(hello.epoch),
+      epoch: over.proof === undefined ? Number(hello.epoch) : 0,
       h2Address: hello.h2Address,
       httpAddress: hello.httpAddress,
       nonce: challenge?.nonce ?? Buffer.alloc(0),
@@ -260,6 +260,7 @@ describe("what is refused", () => {
     ["an address that is none", { httpAddress: "relay" }, /http_address: is not ip:port/],
     ["another protocol", { protocolVersion: 2 }, /protocol 2/],
     ["a bad name", { instance: "a b" }, /instance/],
+    ["an epoch that is no exact number", { epoch: 2n ** 53n, proof: Buffer.alloc(32) }, /epoch/],
     ["no room for streams", { streamsMax: 0 }, /streams_max/],
     ["an older epoch", { epoch: 4n }, /but 5 is known/],
     [
