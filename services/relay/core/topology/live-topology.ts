@@ -42,15 +42,21 @@ function isNewer(a: LiveEngine, b: LiveEngine): boolean {
  */
 export class LiveTopology {
   readonly #views = new Map<string, RouterView>();
+  /** Routers that are gone and whose view is used until another one's comes. */
+  readonly #dropped = new Set<string>();
 
   /** Takes what a router says now, as a whole. */
   set(router: string, view: RouterView): void {
     this.#views.set(router, view);
+    this.#dropped.delete(router);
+    for (const gone of this.#dropped) this.#views.delete(gone);
+    this.#dropped.clear();
   }
 
-  /** Forgets a router that is gone. The last one's view stays, since members do not go with it. */
+  /** Forgets a router that is gone. The last one's view stays until another one's comes: members do not go with it. */
   drop(router: string): void {
     if (this.#views.size > 1) this.#views.delete(router);
+    else if (this.#views.has(router)) this.#dropped.add(router);
   }
 
   /** Routers whose view is used. */
