@@ -14,6 +14,9 @@ interface Kept {
 }
 
 const idBytes = 4;
+/** What a stream costs beside its head and ids, bytes. */
+const entryBytes = 64;
+const idsBytesMin = 256;
 const nothing = new Uint8Array(0);
 
 /** Streams that other relays mirror here: bounded a stream, bounded in all, forgotten a while after their last growth. */
@@ -58,11 +61,13 @@ export class MirrorStore {
     if (kept === undefined) {
       kept = { head: nothing, ids: nothing, length: 0, until: 0 };
       this.#streams.set(key, kept);
+      this.#bytes += entryBytes;
     }
     const from = fromIndex * idBytes;
     const end = from + ids.length;
     const isFit = from <= kept.length && ids.length % idBytes === 0;
-    const more = Math.max(0, end - kept.ids.length) * 2 + head.length;
+    const room = end > kept.ids.length ? Math.max(idsBytesMin, 2 * end) : kept.ids.length;
+    const more = room - kept.ids.length + (head.length > 0 ? head.length - kept.head.length : 0);
     const tooLarge = end + Math.max(head.length, kept.head.length) > this.#streamBytesMax;
     if (!isFit || tooLarge || this.#bytes + more > this.#bytesMax) {
       this.remove(key);
@@ -72,8 +77,8 @@ export class MirrorStore {
       this.#bytes += head.length - kept.head.length;
       kept.head = head.slice();
     }
-    if (end > kept.ids.length) {
-      const larger = new Uint8Array(Math.max(256, 2 * end));
+    if (room > kept.ids.length) {
+      const larger = new Uint8Array(room);
       larger.set(kept.ids.subarray(0, kept.length));
       this.#bytes += larger.length - kept.ids.length;
       kept.ids = larger;
@@ -96,7 +101,7 @@ export class MirrorStore {
     const kept = this.#streams.get(key);
     if (kept === undefined) return;
     this.#streams.delete(key);
-    this.#bytes -= kept.head.length + kept.ids.length;
+    this.#bytes -= entryBytes + kept.head.length + kept.ids.length;
   }
 
   /** Forgets streams that have not grown for long. */

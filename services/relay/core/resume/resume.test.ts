@@ -109,6 +109,20 @@ describe("mirror store", () => {
     expect(one.bytes).toBeLessThanOrEqual(20_000);
   });
 
+  test("counts what streams take, those without ids and the room for growth included", () => {
+    const one = store();
+    const empty = Array.from({ length: 1_000 }, (_, i) => grow(one, `e${String(i)}`, 0, 0));
+    expect(empty).toContain(-1);
+    expect(one.size).toBeLessThan(400);
+    expect(one.bytes).toBeLessThanOrEqual(20_000);
+    for (let i = 0; i < 1_000; i++) one.remove(`e${String(i)}`);
+    expect(one.bytes).toBe(0);
+    for (let count = 0; count < 40; count++) {
+      for (let i = 0; i < 30; i++) grow(one, `s${String(i)}`, 5 * count, 5);
+      expect(one.bytes).toBeLessThanOrEqual(20_000);
+    }
+  });
+
   test("what is kept and what the token carries make the stream again", () => {
     fc.assert(
       fc.property(
