@@ -404,7 +404,7 @@ export class Exchange implements AnswerListener {
     this.#cut = cut;
     this.#lostAt = clock.now();
     this.#lostBy = outcome;
-    const tried = guard.stream.attempt;
+    const tried = guard.stream.losses;
     const canContinue = tried <= (this.#placement.guard?.migrationsMax ?? 0);
     if (!canContinue) metrics.migrations.inc({ cause: outcome, outcome: "failed" });
     this.#step({ kind: "answer_failed", outcome, why, canContinue });

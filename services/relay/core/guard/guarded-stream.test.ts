@@ -360,6 +360,19 @@ describe("guarded stream", () => {
     }
   });
 
+  test("engines that are lost before their first token are counted as well", () => {
+    const request = readGuardRequest(
+      readBody(json, encode('{"prompt":"x","stream":true}'), { kind: "completion", salted: false }),
+    );
+    const stream = new GuardedStream({ request, cachedTokens: -1 });
+    for (let losses = 1; losses <= 5; losses++) {
+      expect(stream.receive(encode(": wait\n\n"))).toBe("more");
+      expect(stream.cut()).toEqual({ kind: "restart" });
+      expect(stream.losses).toBe(losses);
+    }
+    stream.takeOutput();
+  });
+
   test("an engine's own failure inside the stream is one", () => {
     const request = readGuardRequest(
       readBody(json, encode('{"prompt":"x","stream":true}'), { kind: "completion", salted: false }),

@@ -104,7 +104,9 @@ export class GuardedStream {
   #prompt: TokenList | undefined;
   #frame: ChunkFrame | undefined;
   #verdict: GuardVerdict = "more";
+  /** Engines that go on in another framing than the first one's. */
   #attempt = 0;
+  #losses = 0;
   /** Tokens that went out. */
   #sent = 0;
   #cleanIndex = 0;
@@ -162,9 +164,9 @@ export class GuardedStream {
     return this.#frame;
   }
 
-  /** Engines that were given up. */
-  get attempt(): number {
-    return this.#attempt;
+  /** Engines that were given up, those that had generated nothing included. */
+  get losses(): number {
+    return this.#losses;
   }
 
   /** Whether the engine itself said that its stream is over. */
@@ -231,6 +233,7 @@ export class GuardedStream {
       this.#verdict = "finished";
       return { kind: "finished" };
     }
+    this.#losses++;
     if (this.#prompt === undefined) return { kind: "restart" };
     this.#attempt++;
     if (this.#sent > this.#cleanIndex) {
