@@ -49,3 +49,14 @@ test("streams of a buddy that came back at another address leave its old link cl
     old?.ended(false);
   }).not.toThrow();
 });
+
+test("a link to a relay that is gone is let go of once no stream uses it", async () => {
+  links.start();
+  buddyAt("127.0.0.1:1");
+  const mirror = links.open(digest);
+  buddyAt();
+  await new Promise((resolve) => setTimeout(resolve, 1_200));
+  expect(links.size).toBe(1);
+  mirror?.ended(true);
+  await expect.poll(() => links.size, { timeout: 3_000 }).toBe(0);
+});

@@ -30,6 +30,8 @@ const takeMsMax = 1_000;
 const overMax = 65_536;
 /** A buddy that could not be reached is left out for so long, ms. */
 const restMs = 5_000;
+/** How often links are looked for whose buddy is gone, ms. */
+const sweepEveryMs = 1_000;
 
 /** What the mirroring of streams needs. */
 export interface MirrorLinksOptions {
@@ -156,6 +158,11 @@ class MirrorLink {
     this.client = new MirrorClient(address, createChannelCredentials(), createChannelOptions());
   }
 
+  /** Whether no stream is kept up to date over this link. */
+  get isIdle(): boolean {
+    return this.#all.size === 0;
+  }
+
   /** Whether the buddy is reached over another link now, or not at all. */
   get isClosed(): boolean {
     return this.#isClosed;
@@ -239,6 +246,7 @@ export class MirrorLinks {
   readonly #options: MirrorLinksOptions;
   readonly #links = new Map<string, MirrorLink>();
   #timer: NodeJS.Timeout | undefined;
+  #sweepAt = 0;
 
   constructor(options: MirrorLinksOptions) {
     this.#options = options;
@@ -247,7 +255,27 @@ export class MirrorLinks {
   start(): void {
     this.#timer = setInterval(() => {
       for (const link of this.#links.values()) link.flush();
+      this.#sweep();
     }, flushEveryMs);
+  }
+
+  /** Lets go of links to relays that are gone, once no stream uses them. */
+  #sweep(): void {
+    const { topology, clock } = this.#options;
+    const now = clock.now();
+    if (now < this.#sweepAt) return;
+    this.#sweepAt = now + sweepEveryMs;
+    const present = new Set(topology.relays().map(({ instance }) => instance));
+    for (const [name, link] of this.#links) {
+      if (!link.isIdle || present.has(name)) continue;
+      link.close();
+      this.#links.delete(name);
+    }
+  }
+
+  /** Links to other relays, those that rest included. */
+  get size(): number {
+    return this.#links.size;
   }
 
   stop(): void {
