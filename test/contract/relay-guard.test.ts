@@ -1,3 +1,5 @@
+import { createServer, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
 import { afterEach, describe, expect, test } from "vitest";
 import type { Placer } from "../../services/relay/edge/placer.ts";
 import type { Placement } from "../../services/shared/core/placement-token/placement.ts";
@@ -312,4 +314,96 @@ describe("guarded streams", () => {
     )?.[1];
     expect(Number(moved)).toBeGreaterThan(100);
   }, 60_000);
+});
+
+describe("a stream with stop texts that cannot be guarded after all", () => {
+  type Answering = (response: ServerResponse) => void;
+  const event = (text: string, over: Record<string, unknown> = {}): string => {
+    const choice = { index: 0, text, logprobs: null, finish_reason: null, stop_reason: null };
+    const chunk = { id: "c", object: "text_completion", created: 7, model: "m" };
+    return `data: ${JSON.stringify({ ...chunk, choices: [{ ...choice, ...over }] })}\n\n`;
+  };
+  const withIds = event("one ", { prompt_token_ids: [1, 2], token_ids: [5] });
+  const begin = (response: ServerResponse, text: string): void => {
+    response.writeHead(200, { "content-type": "text/event-stream" });
+    response.write(text);
+  };
+  const inOnePiece: Answering = (response) => {
+    begin(response, withIds + event("two "));
+  };
+
+  /** What a client gets from an engine that answers its requests one after the other as told. */
+  async function ask(
+    first: Answering,
+    second: Answering,
+  ): Promise<{ readonly text: string; readonly requests: number }> {
+    let requests = 0;
+    const server = createServer((request, response) => {
+      request.resume().on("end", () => {
+        (requests++ === 0 ? first : second)(response);
+      });
+    });
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    open.push({
+      close: () => {
+        server.closeAllConnections();
+        server.close();
+      },
+    });
+    const fleet = await start(0, { deadlines: { firstByteMs: 500 } });
+    const body = bodyOf({ stop: ["never to be found"] });
+    const address = `127.0.0.1:${String((server.address() as AddressInfo).port)}`;
+    const { text } = await send(fleet, body, { placement: { legs: [legAt(address, "whole")] } });
+    return { text, requests };
+  }
+
+  test("is asked for anew, and nothing comes twice", async () => {
+    const { text, requests } = await ask(inOnePiece, (response) => {
+      begin(response, `${event("one ") + event("two", { finish_reason: "stop" })}data: [DONE]\n\n`);
+      response.end();
+    });
+    expect(requests).toBe(2);
+    expect(readStream(text)).toMatchObject({ text: "one two", done: true, finish: ["stop"] });
+  });
+
+  test("breaks off once the client has tokens of it", async () => {
+    const { text, requests } = await ask((response) => {
+      begin(response, withIds);
+      setTimeout(() => response.write(event("two ")), 50);
+    }, inOnePiece);
+    expect(requests).toBe(1);
+    const { chunks, ...stream } = readStream(text);
+    expect(stream).toMatchObject({ text: "one ", done: false });
+    expect(chunks.at(-1)).toMatchObject({ error: { code: "worker_lost" } });
+  });
+
+  test.each<[string, Answering]>([
+    [
+      "fails",
+      (response) => {
+        response.writeHead(500, { "content-type": "application/json" }).end('{"exploded":true}');
+      },
+    ],
+    [
+      "refuses",
+      (response) => {
+        response.writeHead(400, { "content-type": "application/json" }).end('{"exploded":true}');
+      },
+    ],
+    [
+      "dies",
+      (response) => {
+        begin(response, 'data: {"error":{"message":"exploded"}}\n\n');
+      },
+    ],
+    ["says nothing", () => undefined],
+  ])("breaks off when the engine that is asked anew %s", async (_, second) => {
+    const { text, requests } = await ask(inOnePiece, second);
+    expect(requests).toBe(2);
+    expect(text.startsWith('data: {"error"')).toBe(true);
+    const { chunks, ...stream } = readStream(text);
+    expect(stream).toMatchObject({ text: "", done: false });
+    expect(chunks).toHaveLength(1);
+    expect(JSON.stringify(chunks)).toMatch(/worker_lost|deadline_exceeded/);
+  });
 });

@@ -96,6 +96,8 @@ export class Exchange implements AnswerListener {
   #lostBy: LegOutcome = "lost";
   #path: string;
   #isAtEventEnd = true;
+  /** Status of an answer that is asked for anew behind the client's head, until the new one's first bytes are judged. */
+  #reopenedFrom: number | undefined;
   /** Hand-off that waits for decode, as the book of hand-offs numbers it; 0 for none. */
   #handoff = 0;
 
@@ -479,6 +481,14 @@ export class Exchange implements AnswerListener {
       }
       this.#step({ kind: "answer_began" });
     }
+    if (this.#reopenedFrom !== undefined) {
+      if (head.status !== this.#reopenedFrom || isErrorEvent(chunk)) {
+        const text = chunk.toString("utf8", 0, 200).trimEnd();
+        this.#stop("answer", "engine_error", `status ${String(head.status)}: ${text}`);
+        return;
+      }
+      this.#reopenedFrom = undefined;
+    }
     if (this.#guard !== undefined) {
       this.#guardedData(this.#guard, record, chunk);
       return;
@@ -493,7 +503,10 @@ export class Exchange implements AnswerListener {
     const { stream } = guard;
     const before = stream.sentCount;
     const verdict = stream.receive(chunk);
-    const isWritten = this.#writeGuarded(stream);
+    const asksAnew = verdict === "unguarded" && guard.request.stops.length > 0;
+    // What came with the reason is not looked through for stop texts, and comes again from the engine that is asked anew.
+    if (asksAnew) stream.takeOutput();
+    const isWritten = !asksAnew && this.#writeGuarded(stream);
     if (!isWritten) this.#wait("stream", this.#freezeMs(stream));
     record.usage = { ...record.usage, generatedTokens: stream.sentCount };
     if (stream.sentCount > before) guard.mirror?.grew();
@@ -509,7 +522,7 @@ export class Exchange implements AnswerListener {
         this.#finishGuarded(record, stream);
         return;
       case "unguarded":
-        this.#giveGuardUp(guard, record);
+        this.#giveGuardUp(guard, record, before);
         return;
     }
   }
@@ -538,9 +551,9 @@ export class Exchange implements AnswerListener {
     }
   }
 
-  /** The answer cannot be continued after all: the stream goes on without a guard. */
-  #giveGuardUp(guard: Guard, record: LegRecord): void {
-    const { metrics } = this.#parts;
+  /** The answer cannot be continued after all: the stream goes on without a guard. `told`: tokens that the client has. */
+  #giveGuardUp(guard: Guard, record: LegRecord, told: number): void {
+    const { metrics, config } = this.#parts;
     const { stream, request } = guard;
     const reason = stream.unguardedReason ?? "unreadable";
     metrics.guards.inc({ state: "off", reason });
@@ -552,12 +565,14 @@ export class Exchange implements AnswerListener {
       return;
     }
     // The engine was asked without the stop texts, so that it must begin anew with them.
-    if (stream.sentCount > 0) {
+    if (told > 0) {
       this.#stop("answer", "engine_error", `the answer cannot be guarded: ${reason}`);
       return;
     }
     record.call?.abort();
+    this.#reopenedFrom = record.status;
     this.#open(record, this.#raw);
+    this.#wait("first_byte", config.deadlines.firstByteMs);
     this.#forget();
   }
 
