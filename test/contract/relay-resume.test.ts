@@ -133,6 +133,18 @@ describe("resume", () => {
     expect(broken.broken).toBe(true);
     const kept = keep(broken.text);
     expect(readStream(kept.text).done).toBe(false);
+    // Placements on an engine that is no member, or whose streams cannot be continued, do not use up what is kept.
+    for (const leg of [
+      { ...legAt(mesh.engine.address, "whole"), workerId: "gone" },
+      { ...legAt(mesh.engine.address, "whole"), engine: "sglang" as const },
+    ]) {
+      const refused = await post(mesh.relay.relay.httpPort, "/v1/completions", body, {
+        "x-kvmesh-placement": mesh.relay.sign(body, { legs: [leg], guard }),
+        "x-kvmesh-resume": kept.id,
+      });
+      expect(refused.status).toBe(409);
+      expect(refused.text).toContain(leg.workerId === "gone" ? "stale_epoch" : "resume_lost");
+    }
     const rest = await post(
       mesh.relay.relay.httpPort,
       "/v1/completions",

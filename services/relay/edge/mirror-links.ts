@@ -308,11 +308,10 @@ export class MirrorLinks {
     const { instance, store, topology } = this.#options;
     const lost = (why: string): MeshError =>
       new MeshError("resume_lost", `the stream cannot be resumed: ${why}; send the request anew`);
-    if (resume.buddy === instance) {
-      const state = store.take(Buffer.from(resume.key).toString("latin1"));
-      if (state === undefined) throw lost("nothing is kept of it any more");
-      return state;
-    }
+    // What was put back is here, whoever kept it before.
+    const state = store.take(Buffer.from(resume.key).toString("latin1"));
+    if (state !== undefined) return state;
+    if (resume.buddy === instance) throw lost("nothing is kept of it any more");
     const buddy = topology.relays().find((relay) => relay.instance === resume.buddy);
     if (buddy === undefined) throw lost(`relay ${resume.buddy}, which kept it, is gone`);
     const { client } = this.#link(buddy.instance, buddy.h2Address);
@@ -327,6 +326,13 @@ export class MirrorLinks {
         },
       );
     });
+  }
+
+  /** Keeps here what was taken but could not be gone on with, so that the client may resume it once more. */
+  putBack(resume: ResumePoint, { head, ids }: MirroredState): void {
+    const { store, clock } = this.#options;
+    const growth = { fromIndex: 0, ids, head };
+    store.grow(Buffer.from(resume.key).toString("latin1"), growth, clock.now());
   }
 
   #link(instance: string, address: string): MirrorLink {

@@ -312,6 +312,7 @@ class Relay implements RunningRelay, RequestTaker {
         client.isGone = true;
       },
     };
+    let putBack = (): void => undefined;
     try {
       const resume = readResume(token, resumeKeys, clock.wallUnixUs() / 1_000);
       if (typeof resume === "string") {
@@ -322,11 +323,20 @@ class Relay implements RunningRelay, RequestTaker {
       if (!isPlacedBody(what.placement, resume.bodySha256)) {
         throw new MeshError("invalid_request", "the resume token belongs to another body");
       }
-      const resumed = restoreStream(await mirrors.take(resume), resume);
+      // The buddy hands a stream over once: nothing is asked for that could not be gone on with.
+      this.#requireLive(what.placement);
+      const kept = await mirrors.take(resume);
+      putBack = () => {
+        mirrors.putBack(resume, kept);
+      };
+      const resumed = restoreStream(kept, resume);
       if (resumed === undefined) {
         throw new MeshError("resume_lost", "tokens of the stream are missing; send it anew");
       }
-      if (client.isGone) return;
+      if (client.isGone) {
+        putBack();
+        return;
+      }
       const again: ClientRequest = {
         method: request.method,
         path: request.path,
@@ -337,10 +347,23 @@ class Relay implements RunningRelay, RequestTaker {
       this.#begin(again, answer, { ...what, resumed });
       metrics.resumes.inc({ outcome: "continued" });
     } catch (error) {
+      putBack();
       const { code } = toMeshError(error);
       metrics.resumes.inc({ outcome: code === "resume_lost" ? "lost" : "refused" });
       this.#refuse(answer, error);
     }
+  }
+
+  /** Throws `stale_epoch` when the engine that is to answer is gone, or in another life. */
+  #requireLive({ legs }: Placement): void {
+    const leg = legs[legs.length - 1];
+    if (leg === undefined) return;
+    const standing = this.#parts.topology.judge(leg);
+    if (standing !== "stale" && standing !== "unknown") return;
+    throw new MeshError(
+      "stale_epoch",
+      `${leg.workerId} at ${leg.address} is ${standing}; ask for a new placement`,
+    );
   }
 
   /** Answers a request that no leg is started for. A bug is not answered but stops the process. */
