@@ -1,3 +1,4 @@
+import { setTimeout } from "node:timers/promises";
 import { credentials, Metadata, status, type ServiceError } from "@grpc/grpc-js";
 import { afterEach, describe, expect, test } from "vitest";
 import type { PlaceAnswer, PlaceAsk } from "../../services/relay/edge/placer.ts";
@@ -11,7 +12,7 @@ import {
 import type { Placement } from "../../services/shared/core/placement-token/placement.ts";
 import { startScriptedEngine, type ScriptedEngine } from "../support/relay-engines.ts";
 import { bytesOf, generate, idsOf } from "../support/relay-oracle.ts";
-import { legAt, startTestRelay, type TestRelay } from "../support/relay-requests.ts";
+import { legAt, post, startTestRelay, type TestRelay } from "../support/relay-requests.ts";
 
 /* observability-and-contracts.md §2.7: codes, details and pushback that backend services act on. */
 
@@ -24,7 +25,12 @@ interface Mesh {
   /** Changes what is placed, or what is answered instead. */
   place: Partial<Placement>;
   refuse: PlaceAnswer | undefined;
+  /** How long a placement takes, ms. */
+  placeMs: number;
 }
+
+/** What a router hears of a placement that was not used. */
+const notStarted = { ended: true, outcome: "not_started", last: true };
 
 const open: { close(): unknown }[] = [];
 afterEach(async () => {
@@ -33,22 +39,24 @@ afterEach(async () => {
 
 const guard = { freezeItlMultiple: 50, freezeMsMin: 2_000, migrationsMax: 3 };
 
-async function start(): Promise<Mesh> {
+async function start(settings: Record<string, unknown> = {}): Promise<Mesh> {
   const one = await startScriptedEngine({ cachedTokens: 2 });
   const two = await startScriptedEngine();
   const asked: PlaceAsk[] = [];
   const relay = await startTestRelay({
+    settings,
     placer: {
-      place: (ask) => {
+      place: async (ask) => {
         asked.push(ask);
-        if (mesh.refuse !== undefined) return Promise.resolve(mesh.refuse);
+        if (mesh.placeMs > 0) await setTimeout(mesh.placeMs);
+        if (mesh.refuse !== undefined) return mesh.refuse;
         const engine = ask.excluded.length > 0 ? two : one;
         const token = relay.sign(ask.body, {
           legs: [legAt(engine.address, "whole")],
           guard,
           ...mesh.place,
         });
-        return Promise.resolve({ kind: "placed", token });
+        return { kind: "placed", token };
       },
     },
   });
@@ -56,7 +64,7 @@ async function start(): Promise<Mesh> {
     `127.0.0.1:${String(relay.relay.h2Port)}`,
     credentials.createInsecure(),
   );
-  const mesh: Mesh = { relay, one, two, client, asked, place: {}, refuse: undefined };
+  const mesh: Mesh = { relay, one, two, client, asked, place: {}, refuse: undefined, placeMs: 0 };
   open.push(one, two, { close: () => relay.stop() }, client);
   return mesh;
 }
@@ -195,6 +203,54 @@ describe("Inference/Generate", () => {
     expect(got.error?.details).toContain("first token expected in 60000 ms");
     expect(performance.now() - started).toBeLessThan(2_000);
     expect(mesh.one.seen).toEqual([]);
+    expect(mesh.relay.notices).toMatchObject([notStarted]);
+  });
+
+  test("a placement that is refused or comes too late is given back", async () => {
+    const mesh = await start();
+    mesh.place = { bodySha256: new Uint8Array(32) };
+    const { error } = await run(mesh, requestOf());
+    expect(error?.code).toBe(status.UNAUTHENTICATED);
+    expect(mesh.relay.notices).toMatchObject([notStarted]);
+    mesh.place = {};
+    mesh.placeMs = 200;
+    const late = await run(mesh, requestOf(), { deadlineMs: 50 });
+    expect(late.error?.code).toBe(status.DEADLINE_EXCEEDED);
+    await expect.poll(() => mesh.relay.notices.length).toBe(2);
+    expect(mesh.relay.notices[1]).toMatchObject(notStarted);
+    expect(mesh.one.seen).toEqual([]);
+  });
+
+  test("a placement that comes after the client left is given back", async () => {
+    const mesh = await start();
+    mesh.one.faults = { breakAfter: 3 };
+    const got = await run(mesh, requestOf(), {
+      deadlineMs: 300,
+      onTokens: () => {
+        mesh.placeMs = 600;
+      },
+    });
+    expect(got.error?.code).toBe(status.DEADLINE_EXCEEDED);
+    await expect
+      .poll(() => mesh.relay.notices[mesh.relay.notices.length - 1])
+      .toMatchObject({ ...notStarted, workerId: `w-${mesh.two.address}` });
+    expect(mesh.two.seen).toEqual([]);
+  });
+
+  test("a relay without room asks for no placement", async () => {
+    const mesh = await start({ limits: { requestsMax: 1 } });
+    mesh.one.faults = { firstMs: 300 };
+    // Over HTTP/1.1, since streams of HTTP/2 have the same bound.
+    const body = JSON.stringify({ model: "m", prompt: "hello", max_tokens: 3, ignore_eos: true });
+    const token = mesh.relay.sign(body, { legs: [legAt(mesh.one.address, "whole")] });
+    const first = post(mesh.relay.relay.httpPort, "/v1/completions", body, {
+      "x-kvmesh-placement": token,
+    });
+    await expect.poll(() => mesh.relay.relay.openRequests).toBe(1);
+    const second = await run(mesh, requestOf());
+    expect(second.error?.code).toBe(status.RESOURCE_EXHAUSTED);
+    expect(mesh.asked).toEqual([]);
+    expect((await first).status).toBe(200);
   });
 
   test("a deadline that passes stops the engine", async () => {

@@ -9,6 +9,8 @@ export interface ClientRequest {
   header(name: string): string | undefined;
   /** All header fields; names in lower case. */
   fields(): Iterable<HeaderField>;
+  /** Told once when nothing of the request is needed any more. `hasBegun`: whether its placement was used. */
+  over(hasBegun: boolean): void;
 }
 
 /** What a client's answer tells whoever writes it. */

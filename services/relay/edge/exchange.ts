@@ -21,6 +21,7 @@ import { planRun, type PlannedRun } from "../core/request/plan-run.ts";
 import { RequestRun, type RunEffect, type RunEvent } from "../core/request/request-run.ts";
 import { readTailUsage } from "../core/request/tail-usage.ts";
 import { wholeAsStream } from "../core/request/whole-as-stream.ts";
+import { abandon } from "./abandon.ts";
 import { hash, isUtf8 } from "./body-checks.ts";
 import type { AnswerListener, ClientAnswer, ClientRequest } from "./client-exchange.ts";
 import { LegCall, returnedFields } from "./leg-call.ts";
@@ -143,6 +144,7 @@ export class Exchange implements AnswerListener {
       this.#sendHead(200, [["content-type", "text/event-stream; charset=utf-8"]]);
       this.#writeGuarded(guard.stream);
       this.#answer.end();
+      abandon(this.#parts, this.#placement);
       this.#step({ kind: "answer_ended" });
       return;
     }
@@ -817,8 +819,8 @@ export class Exchange implements AnswerListener {
         timeoutMs: config.deadlines.placeMs,
       })
       .then((given) => {
-        if (this.#run.isOver) return;
         if (given.kind === "refused") {
+          if (this.#run.isOver) return;
           metrics.placementsAgain.inc({ outcome: given.outcome });
           this.#step({ kind: "not_placed", code: given.code, why: given.message });
           return;
@@ -831,6 +833,10 @@ export class Exchange implements AnswerListener {
         if (reading.kind === "refused") {
           metrics.placementsAgain.inc({ outcome: "refused" });
           this.#step({ kind: "not_placed", code: "worker_lost", why: reading.message });
+          return;
+        }
+        if (this.#run.isOver) {
+          abandon(this.#parts, reading.placement);
           return;
         }
         metrics.placementsAgain.inc({ outcome: "placed" });
@@ -847,6 +853,7 @@ export class Exchange implements AnswerListener {
         before.guard === undefined ? placement : { ...placement, guard: before.guard };
       if (this.#cut?.kind === "continue") this.#planned = this.#planContinuation(this.#cut);
     } catch (error) {
+      abandon(this.#parts, placement);
       const { code, message } = toMeshError(error);
       this.#step({ kind: "not_placed", code, why: message });
       return;

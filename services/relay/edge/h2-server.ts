@@ -51,6 +51,10 @@ class H2Exchange implements StreamListener, ClientAnswer, ClientRequest {
     return this.#stream.headers.get(name);
   }
 
+  over(): void {
+    return;
+  }
+
   *fields(): Iterable<HeaderField> {
     for (const { name, value } of this.#stream.headers.fields) yield [name, value];
   }

@@ -7,6 +7,8 @@ import type { AnswerListener, ClientAnswer, ClientRequest } from "./client-excha
 /** Takes requests that came whole, and is told of those that will not. */
 export interface RequestTaker {
   take(request: ClientRequest, answer: ClientAnswer): void;
+  /** Throws what the client hears when no more requests are taken now. */
+  requireRoom(): void;
   refuse(answer: ClientAnswer, reason: "body_too_large" | "body_memory"): void;
 }
 
@@ -67,6 +69,10 @@ class Http1Request implements ClientRequest {
   header(name: string): string | undefined {
     const value = this.#message.headers[name];
     return typeof value === "object" ? value.join(",") : value;
+  }
+
+  over(): void {
+    return;
   }
 
   *fields(): Iterable<HeaderField> {

@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { Clock } from "../../shared/core/clock.ts";
 import { MeshError } from "../../shared/core/errors.ts";
+import type { Placement } from "../../shared/core/placement-token/placement.ts";
 import {
   placementHeader,
   readPlacement,
@@ -37,6 +38,8 @@ export interface InferenceServiceOptions {
   readonly resumeKeys: readonly TokenKey[];
   readonly bufferBytesMax: number;
   readonly clock: Clock;
+  /** Tells the router of a placement that is not used. */
+  abandon(placement: Placement): void;
 }
 
 function askOf(request: GenerateRequest): GenerateAsk {
@@ -142,6 +145,7 @@ class InferenceService {
   ): Promise<void> {
     const { placer, placeMs, placementKeys, resumeKeys, clock, taker } = this.#options;
     const arrivedAt = clock.now();
+    let unused: Placement | undefined;
     const state = { hasTokens: false, resumeToken: asked.resumeToken ?? "", tenant: "" };
     try {
       const { request } = asked;
@@ -150,6 +154,7 @@ class InferenceService {
       }
       state.tenant = request.tenant;
       const requestId = this.#nameOf(request);
+      taker.requireRoom();
       const { path, json } = generateBody(askOf(request));
       const body = Buffer.from(json);
       const placed = await placer().place({
@@ -159,7 +164,6 @@ class InferenceService {
         excluded: [],
         timeoutMs: placeMs,
       });
-      if (call.isGone) return;
       if (placed.kind === "refused") {
         // Nothing was lost yet: without a router nobody can say where the request could go.
         const code = placed.outcome === "refused" ? placed.code : "no_ready_worker";
@@ -168,6 +172,11 @@ class InferenceService {
       const reading = readPlacement(placed.token, placementKeys, clock.wallUnixUs() / 1_000);
       if (reading.kind === "refused") throw new MeshError("no_ready_worker", reading.message);
       const { placement } = reading;
+      unused = placement;
+      if (call.isGone) {
+        this.#options.abandon(placement);
+        return;
+      }
       this.#requireTime(stream, arrivedAt, placement.forecast.ttftMs);
       const resume =
         asked.resumeToken === undefined
@@ -201,11 +210,17 @@ class InferenceService {
         body,
         header: (name) => fields.find(([field]) => field === name)?.[1],
         fields: () => fields,
+        over: (hasBegun) => {
+          if (!hasBegun) this.#options.abandon(placement);
+        },
       };
+      unused = undefined;
       taker.take(client, answer);
     } catch (error) {
       const mesh = toMeshError(error);
       if (mesh.code === "invariant_violated") throw error;
+      if (unused !== undefined) this.#options.abandon(unused);
+      if (call.isGone) return;
       endWithError(stream, mesh, state);
     }
   }

@@ -24,6 +24,7 @@ import { readResume, resumeHeader, resumeLifeMs } from "../core/resume/resume-to
 import type { LegNotice } from "../core/topology/leg-notices.ts";
 import { LiveTopology } from "../core/topology/live-topology.ts";
 import { relayMetrics } from "../metrics.ts";
+import { abandon } from "./abandon.ts";
 import { BodyMemory } from "./body-memory.ts";
 import type { ClientAnswer, ClientRequest } from "./client-exchange.ts";
 import { EnginePools } from "./engine-pools.ts";
@@ -242,6 +243,9 @@ class Relay implements RunningRelay, RequestTaker {
           resumeKeys: this.#parts.resumeKeys,
           bufferBytesMax: limits.clientBufferBytesMax,
           clock: this.#parts.clock,
+          abandon: (placement) => {
+            abandon(this.#parts, placement);
+          },
         }),
       ]),
       allow: (path, peer) => this.#isAllowed(path, peer),
@@ -271,13 +275,14 @@ class Relay implements RunningRelay, RequestTaker {
     const { clock } = this.#parts;
     const arrivedAt = clock.now();
     try {
-      this.#requireRoom();
+      this.requireRoom();
       const admitted = admit(this.#parts, request);
       const resume = request.header(resumeHeader);
       if (resume === undefined) this.#begin(request, answer, { ...admitted, arrivedAt });
       else void this.#resume(request, answer, { ...admitted, arrivedAt }, resume);
     } catch (error) {
       this.#refuse(answer, error);
+      request.over(false);
     }
   }
 
@@ -289,6 +294,7 @@ class Relay implements RunningRelay, RequestTaker {
       ...what,
       onOver: (over) => {
         this.#over(over);
+        request.over(true);
       },
     });
     this.#open.add(exchange);
@@ -335,6 +341,7 @@ class Relay implements RunningRelay, RequestTaker {
       }
       if (client.isGone) {
         putBack();
+        request.over(false);
         return;
       }
       const again: ClientRequest = {
@@ -343,6 +350,9 @@ class Relay implements RunningRelay, RequestTaker {
         body,
         header: (name) => request.header(name),
         fields: () => request.fields(),
+        over: (hasBegun) => {
+          request.over(hasBegun);
+        },
       };
       this.#begin(again, answer, { ...what, resumed });
       metrics.resumes.inc({ outcome: "continued" });
@@ -351,6 +361,7 @@ class Relay implements RunningRelay, RequestTaker {
       const { code } = toMeshError(error);
       metrics.resumes.inc({ outcome: code === "resume_lost" ? "lost" : "refused" });
       this.#refuse(answer, error);
+      request.over(false);
     }
   }
 
@@ -433,7 +444,7 @@ class Relay implements RunningRelay, RequestTaker {
       this.#health.set(name, status);
   }
 
-  #requireRoom(): void {
+  requireRoom(): void {
     const { requestsMax } = this.#config.limits;
     if (this.#isDraining) {
       throw new MeshError("no_ready_worker", "this relay is going away", { retryAfterMs: 100 });
