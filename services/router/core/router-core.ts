@@ -527,8 +527,12 @@ export class RouterCore {
       constrained: input.subset !== undefined,
     };
     this.#isPumping = true;
-    const arrival = gate.admission.arrive(request, ask, now);
-    this.#isPumping = false;
+    let arrival;
+    try {
+      arrival = gate.admission.arrive(request, ask, now);
+    } finally {
+      this.#isPumping = false;
+    }
     if (arrival.kind === "answered") return undefined;
     if (arrival.kind === "refused") {
       this.#shed(request, arrival.refusal, { ask, waitedMs: 0, position: 0, blockedBy: "" });
@@ -908,8 +912,10 @@ export class RouterCore {
 
   #reservePair(decision: DecisionRecord, paired: Paired): Decision {
     const { input, request, policy, choice, verdict, found, sides, now } = paired;
-    this.decisions.add(decision);
-    if (input.dryRun) return decision;
+    if (input.dryRun) {
+      this.decisions.add(decision);
+      return decision;
+    }
     const { candidate } = found;
     const { prefillWorkerId, decodeWorkerId } = candidate;
     const isReserved = this.pairs.reserve(this.book, {
@@ -921,6 +927,7 @@ export class RouterCore {
       now,
     });
     if (!isReserved) return this.refuse(input, bookFull(this.book.openCount));
+    this.decisions.add(decision);
     for (const key of [prefillWorkerId, decodeWorkerId]) {
       this.#usedAt.set(key, now);
       this.#startModel(key);

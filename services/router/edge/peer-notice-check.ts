@@ -2,6 +2,7 @@ import { inCidrs, type Cidr } from "../../shared/core/cidr.ts";
 import { parseEndpoint } from "../../shared/core/endpoint.ts";
 import { isWorkerId } from "../../shared/core/ids.ts";
 import type { MemberNotice } from "../core/membership/member.ts";
+import type { PeerReservation } from "../core/router-core.ts";
 
 /** Served names of one member at most, and characters of one. */
 const modelsMax = 64;
@@ -32,4 +33,43 @@ export function noticeProblem(notice: MemberNotice, allowed: readonly Cidr[]): s
     return "endpoint lies outside workers.allowedCidrs; give all routers the same ranges";
   }
   return undefined;
+}
+
+/** Longest id of a decision, characters. */
+const decisionIdCharsMax = 512;
+/** Longest prompt or answer that is believed, tokens. */
+const tokensMax = 2 ** 27;
+/** A reservation has a hard end long before it is so old, ms. */
+const ageMsMax = 86_400_000;
+/** Most KV that one prompt may be said to move, bytes. */
+const transferBytesMax = 2 ** 44;
+
+/** What is wrong with a peer's reservation, or `undefined`: it is booked on a worker as it stands. */
+export function reservationProblem(reservation: PeerReservation): string | undefined {
+  const { decisionId, workerId, promptTokens, uncachedTokens, expectedOutputTokens } = reservation;
+  if (decisionId === "" || decisionId.length > decisionIdCharsMax) {
+    return `decision_id has 1 to ${decisionIdCharsMax} characters`;
+  }
+  if (!isWorkerKey(workerId)) return "worker_id is no worker's";
+  if (!isWithin(promptTokens, tokensMax) || !isWithin(expectedOutputTokens, tokensMax)) {
+    return `token counts are 0 to ${tokensMax}`;
+  }
+  if (!isWithin(uncachedTokens, promptTokens)) return "uncached_tokens exceed the prompt";
+  if (!isWithin(reservation.ageMs, ageMsMax)) return `age_ms is 0 to ${ageMsMax}`;
+  const { awaits } = reservation;
+  if (awaits === undefined) return undefined;
+  if (!isWorkerKey(awaits.prefillWorker)) return "prefill_worker_id is no worker's";
+  if (!isWithin(awaits.transferBytes, transferBytesMax)) {
+    return `transfer_bytes are 0 to ${transferBytesMax}`;
+  }
+  return isWithin(awaits.beginsInMs, ageMsMax) ? undefined : `begins_in_ms is 0 to ${ageMsMax}`;
+}
+
+/** A worker's id, with the rank of its engine behind it where that is not the first. */
+function isWorkerKey(key: string): boolean {
+  return isWorkerId(key.split("/", 1)[0] ?? "");
+}
+
+function isWithin(value: number, max: number): boolean {
+  return value >= 0 && value <= max;
 }

@@ -16,6 +16,7 @@ import type {
   PeerServer,
   PeerSnapshot,
   MemberNotice as WireNotice,
+  Reservation as WireReservation,
   RelayNotice as WireRelay,
   RouterState,
   SyncRequest,
@@ -27,7 +28,7 @@ import type { RouterCore } from "../core/router-core.ts";
 import type { AccessOutcomes } from "./access-outcomes.ts";
 import { relayFromWire } from "./relay-peer-wire.ts";
 import { relayAddressProblem } from "./relay-server.ts";
-import { noticeProblem } from "./peer-notice-check.ts";
+import { noticeProblem, reservationProblem } from "./peer-notice-check.ts";
 import {
   noticeFromWire,
   recordFromWire,
@@ -378,7 +379,7 @@ export class PeerService {
     const { core, outcomes } = this.#d;
     switch (event?.$case) {
       case "reserved":
-        core.peerReserved(reservationFromWire(event.value), now);
+        this.#reserved(event.value, now);
         break;
       case "closed":
         core.peerClosed(event.value.decisionId, now);
@@ -392,6 +393,19 @@ export class PeerService {
       case undefined:
         break;
     }
+  }
+
+  /** A bad one is counted and left out. */
+  #reserved(wire: WireReservation, now: MonoMs): void {
+    const { core, log, onRefused } = this.#d;
+    const reservation = reservationFromWire(wire);
+    const problem = reservationProblem(reservation);
+    if (problem === undefined) {
+      core.peerReserved(reservation, now);
+      return;
+    }
+    onRefused("notice");
+    log.warn({ event: "peer_reservation_refused", reason: problem }, "peer's reservation refused");
   }
 
   #snapshot(peer: KnownPeer, snapshot: PeerSnapshot): void {
@@ -411,7 +425,7 @@ export class PeerService {
     core.relays.heldOnly(peer.instance, new Set(relays.map((r) => r.instance)), now);
     const open = new Set(snapshot.reservations.map((r) => r.decisionId));
     core.peerOpenOnly(peer.instance, peer.epoch, open, now);
-    for (const wire of snapshot.reservations) core.peerReserved(reservationFromWire(wire), now);
+    for (const wire of snapshot.reservations) this.#reserved(wire, now);
     peer.synced = true;
   }
 

@@ -33,6 +33,14 @@ describe("CacheObserver", () => {
     expect(observed.finish("d")).toBe(4);
   });
 
+  test("the oldest of too many prompts gives way", () => {
+    const observed = observer(2);
+    for (const id of ["a", "b", "c"]) observed.watch(id, prompt, at(0));
+    expect(observed.size).toBe(2);
+    expect(observed.finish("a")).toBeUndefined();
+    expect(observed.finish("c")).toBe(20);
+  });
+
   test("all blocks were cached when none was stored, and nothing is known of what was not watched", () => {
     const observed = observer();
     observed.watch("d", prompt, at(0));
@@ -61,14 +69,6 @@ describe("CacheObserver", () => {
     observed.watch("again", prompt, at(1));
     observed.stored(blocks(prompt, 6, 20));
     expect(observed.finish("again")).toBe(6);
-  });
-
-  test("watches no more than its limit", () => {
-    const observed = observer(1);
-    observed.watch("a", prompt, at(0));
-    observed.watch("b", prompt, at(0));
-    expect(observed.size).toBe(1);
-    expect(observed.finish("b")).toBeUndefined();
   });
 
   test("forgets everything when the engine restarts", () => {

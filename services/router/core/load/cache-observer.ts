@@ -19,7 +19,8 @@ interface Watched {
  * the cache ended. No byte of an answer is needed for it.
  *
  * A block that several waiting prompts share is counted to the one placed first, which is the one that
- * computes it under first-come scheduling. At most `watchedMax` prompts are watched; more are unknown.
+ * computes it under first-come scheduling. At most `watchedMax` prompts are watched; the oldest gives
+ * way, since a request whose end nobody told would be watched for ever.
  */
 export class CacheObserver {
   readonly #watched = new Map<string, Watched>();
@@ -37,7 +38,12 @@ export class CacheObserver {
 
   /** Watches a placed prompt until `finish`. */
   watch(decisionId: string, hashes: Uint32Array, openedAt: MonoMs): void {
-    if (this.#watched.size >= this.#watchedMax) return;
+    if (this.#watched.size >= this.#watchedMax) {
+      for (const oldest of this.#watched.keys()) {
+        this.#watched.delete(oldest);
+        break;
+      }
+    }
     const blockCount = hashes.length / 2;
     this.#watched.set(decisionId, {
       decisionId,

@@ -80,8 +80,11 @@ export class LegEnds {
     if (pair.prefillWorkerId !== workerId || pair.term("queue") > 0) return;
     if (!this.#port.pairs.isSequential(pair.prefillWorkerId)) return;
     const cached = cachedTokens >= 0 ? cachedTokens : pair.prefillMatchedTokens;
+    const newTokens = made.promptTokens - cached;
+    // A prompt that was not read has a guessed length.
+    if (!(durationMs > 0) || newTokens <= 0 || made.loadOnlyReason !== "") return;
     this.#port.learnPrefill(pair.prefillWorkerId, {
-      newTokens: made.promptTokens - cached,
+      newTokens,
       cachedTokens: cached,
       ms: durationMs,
     });

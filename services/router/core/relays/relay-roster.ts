@@ -222,7 +222,9 @@ export class RelayRoster {
     for (const relay of this.#relays.values()) {
       const { facts, draining } = relay;
       if (draining || !isHeld(relay) || !facts.engines.includes(engine)) continue;
-      const open = Math.max(0, relay.reportedOpen + relay.sinceReport);
+      // Only its own stream says what has ended there.
+      const open =
+        relay.streamId === undefined ? 0 : Math.max(0, relay.reportedOpen + relay.sinceReport);
       if (open >= facts.streamsMax) continue;
       usable.push({ relay, open, drawn: draw(seed, seedOf(facts.instance), 0) });
     }

@@ -118,10 +118,14 @@ export class WordRuns {
   /** Makes room for a text and its tokens. The text stays, ids do not. */
   reserve(textSize: number, tokens: number): void {
     if (textSize <= this.#room && tokens <= this.#tokensRoom) return;
-    this.#room = Math.max(textSizeMin, this.#room, 2 ** Math.ceil(Math.log2(textSize)));
-    this.#tokensRoom = Math.max(this.#room, tokens);
-    this.#idsAt = this.from + this.#room + layout.padding;
-    growMemory(this.#memory, this.#idsAt + 4 * (this.#tokensRoom + keptTokensMax));
+    const room = Math.max(textSizeMin, this.#room, 2 ** Math.ceil(Math.log2(textSize)));
+    const tokensRoom = Math.max(room, tokens);
+    const idsAt = this.from + room + layout.padding;
+    // May throw: what is noted below must have its memory.
+    growMemory(this.#memory, idsAt + 4 * (tokensRoom + keptTokensMax));
+    this.#room = room;
+    this.#tokensRoom = tokensRoom;
+    this.#idsAt = idsAt;
     const { buffer } = this.#memory;
     this.bytes = new Uint8Array(buffer);
     this.words = new Int32Array(buffer);
