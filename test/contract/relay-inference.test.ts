@@ -237,6 +237,21 @@ describe("Inference/Generate", () => {
     expect(mesh.two.seen).toEqual([]);
   });
 
+  test("a request_id is taken from when its placement is asked for until it is over", async () => {
+    const mesh = await start();
+    mesh.placeMs = 100;
+    const both = await Promise.all([
+      run(mesh, requestOf({ requestId: "twice" })),
+      run(mesh, requestOf({ requestId: "twice" })),
+    ]);
+    expect(both.map(({ error }) => error?.code)).toEqual([undefined, status.ALREADY_EXISTS]);
+    mesh.refuse = { kind: "refused", outcome: "refused", code: "overloaded", message: "full" };
+    const refused = await run(mesh, requestOf({ requestId: "twice" }));
+    expect(refused.error?.code).toBe(status.RESOURCE_EXHAUSTED);
+    mesh.refuse = undefined;
+    expect((await run(mesh, requestOf({ requestId: "twice" }))).error).toBeUndefined();
+  });
+
   test("a relay without room asks for no placement", async () => {
     const mesh = await start({ limits: { requestsMax: 1 } });
     mesh.one.faults = { firstMs: 300 };

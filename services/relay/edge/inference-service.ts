@@ -88,7 +88,8 @@ export function createInferenceMethods(
 
 class InferenceService {
   readonly #options: InferenceServiceOptions;
-  readonly #open = new Map<string, InferenceAnswer>();
+  /** By request id; undefined while the request is being placed. */
+  readonly #open = new Map<string, InferenceAnswer | undefined>();
   readonly cancel: GrpcMethod = unaryMethod((bytes) => {
     let requestId: string;
     try {
@@ -146,6 +147,7 @@ class InferenceService {
     const { placer, placeMs, placementKeys, resumeKeys, clock, taker } = this.#options;
     const arrivedAt = clock.now();
     let unused: Placement | undefined;
+    let reserved: string | undefined;
     const state = { hasTokens: false, resumeToken: asked.resumeToken ?? "", tenant: "" };
     try {
       const { request } = asked;
@@ -155,6 +157,8 @@ class InferenceService {
       state.tenant = request.tenant;
       const requestId = this.#nameOf(request);
       taker.requireRoom();
+      this.#open.set(requestId, undefined);
+      reserved = requestId;
       const { path, json } = generateBody(askOf(request));
       const body = Buffer.from(json);
       const placed = await placer().place({
@@ -190,10 +194,13 @@ class InferenceService {
         bufferBytesMax: this.#options.bufferBytesMax,
         fromIndex: typeof resume === "object" ? resume.point.index : 0,
         resumeToken: asked.resumeToken ?? "",
-        onEnd: () => this.#open.delete(requestId),
+        onEnd: () => {
+          if (this.#open.get(requestId) === answer) this.#open.delete(requestId);
+        },
       });
       call.answer = answer;
       this.#open.set(requestId, answer);
+      reserved = undefined;
       const fields: HeaderField[] = [
         ["content-type", "application/json"],
         ["x-request-id", requestId],
@@ -222,6 +229,8 @@ class InferenceService {
       if (unused !== undefined) this.#options.abandon(unused);
       if (call.isGone) return;
       endWithError(stream, mesh, state);
+    } finally {
+      if (reserved !== undefined) this.#open.delete(reserved);
     }
   }
 
