@@ -1,6 +1,7 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import type { Clock } from "../../../shared/core/clock.ts";
+import { isPort } from "./exact-integer.ts";
 import type { PeerAddress } from "./kv-peers.ts";
 
 /** Longest body of a registration. */
@@ -71,8 +72,8 @@ export class BootstrapServer {
       case "PUT /route": {
         const body = await readJson(request);
         const { rank_ip: host, rank_port: port } = body;
-        if (typeof host !== "string" || typeof port !== "number") {
-          send(response, 400, { error: "rank_ip and rank_port are needed" });
+        if (typeof host !== "string" || !isPort(port)) {
+          send(response, 400, { error: "rank_ip and rank_port (1 to 65535) are needed" });
           return;
         }
         this.register({ host, port });
@@ -169,7 +170,7 @@ export class BootstrapClient {
       );
     }
     const { rank_ip: host, rank_port: port } = await this.#get(base + query(0));
-    if (typeof host !== "string" || typeof port !== "number") {
+    if (typeof host !== "string" || !isPort(port)) {
       throw new Error("the bootstrap server gave no rank");
     }
     return { host, port };

@@ -13,6 +13,11 @@ export function exactInteger(value: unknown, field: string, bytes: Buffer): stri
   return digits;
 }
 
+/** Whether a value can be connected to as a TCP port: an integer from 1 to 65,535. */
+export function isPort(value: unknown): value is number {
+  return typeof value === "number" && Number.isInteger(value) && value > 0 && value < 65_536;
+}
+
 /** An integer written into JSON digit by digit; `digits` come from `exactInteger`. */
 export function rawInteger(digits: string): unknown {
   return (JSON as unknown as { rawJSON: (text: string) => unknown }).rawJSON(

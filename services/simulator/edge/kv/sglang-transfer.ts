@@ -1,6 +1,6 @@
 import { badRequest } from "../vllm-error.ts";
 import type { JsonObject } from "../request-body.ts";
-import { exactInteger } from "./exact-integer.ts";
+import { exactInteger, isPort } from "./exact-integer.ts";
 import type { PeerAddress } from "./kv-peers.ts";
 import type { EngineRole, TransferProtocol, TransferRole } from "./transfer-role.ts";
 
@@ -61,7 +61,7 @@ function readBootstrap(json: JsonObject): PeerAddress {
   if (typeof host !== "string" || host === "") {
     throw badRequest("bootstrap_host must name the prefill engine's host.", "bootstrap_host");
   }
-  if (typeof port !== "number" || !Number.isInteger(port) || port < 1 || port > 65_535) {
+  if (!isPort(port)) {
     throw badRequest("bootstrap_port must be a port.", "bootstrap_port");
   }
   return { host, port };

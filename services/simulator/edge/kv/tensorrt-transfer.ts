@@ -1,6 +1,6 @@
 import { badRequest } from "../vllm-error.ts";
 import { tokenList, type JsonObject } from "../request-body.ts";
-import { exactInteger, numberAt, rawInteger } from "./exact-integer.ts";
+import { exactInteger, isPort, numberAt, rawInteger } from "./exact-integer.ts";
 import type { PeerAddress } from "./kv-peers.ts";
 import {
   objectField,
@@ -110,7 +110,7 @@ function readState(value: unknown): PeerAddress {
     try {
       const state = JSON.parse(Buffer.from(value, "base64").toString()) as Partial<PeerAddress>;
       const { host, port } = state;
-      if (typeof host === "string" && typeof port === "number" && port > 0 && port < 65_536) {
+      if (typeof host === "string" && isPort(port)) {
         return { host, port };
       }
     } catch {

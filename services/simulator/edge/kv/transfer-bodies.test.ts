@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { VllmError } from "../vllm-error.ts";
+import { BootstrapServer } from "./bootstrap.ts";
 import { exactInteger, rawInteger } from "./exact-integer.ts";
 import { sglangTransfer } from "./sglang-transfer.ts";
 import { tensorrtTransfer } from "./tensorrt-transfer.ts";
@@ -89,6 +90,32 @@ describe("transfer fields of a body", () => {
     for (const missing of Object.keys(whole).slice(1)) {
       const rest = Object.fromEntries(Object.entries(whole).filter(([name]) => name !== missing));
       expect(read("vllm", { kv_transfer_params: rest })).toEqual({ kind: "lethal" });
+    }
+  });
+});
+
+describe("ports", () => {
+  test.each([0, -1, 5_600.5, 65_536, "5600", null])("%s is refused", async (port) => {
+    const state = Buffer.from(JSON.stringify({ host: "127.0.0.1", port })).toString("base64");
+    const params = {
+      request_type: "generation_only",
+      ctx_request_id: 7,
+      first_gen_tokens: [1],
+      encoded_opaque_state: state,
+    };
+    expect(() => read("tensorrt", { disaggregated_params: params })).toThrow(
+      "encoded_opaque_state",
+    );
+    const server = new BootstrapServer({ pageSize: 16, kvCacheDtype: "auto" });
+    const own = await server.listen("127.0.0.1", 0);
+    try {
+      const response = await fetch(`http://127.0.0.1:${own}/route`, {
+        method: "PUT",
+        body: JSON.stringify({ rank_ip: "127.0.0.1", rank_port: port }),
+      });
+      expect(response.status).toBe(400);
+    } finally {
+      server.close();
     }
   });
 });

@@ -1,4 +1,5 @@
 import type { JsonObject } from "../request-body.ts";
+import { isPort } from "./exact-integer.ts";
 import {
   isTruthy,
   objectField,
@@ -59,10 +60,7 @@ function readDecode(params: JsonObject): TransferRole {
   const isComplete =
     blocks !== undefined &&
     typeof host === "string" &&
-    typeof port === "number" &&
-    Number.isInteger(port) &&
-    port > 0 &&
-    port < 65_536 &&
+    isPort(port) &&
     typeof key === "string" &&
     typeof params["remote_engine_id"] === "string";
   if (!isComplete) return { kind: "lethal" };
