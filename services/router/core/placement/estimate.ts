@@ -45,9 +45,9 @@ export type Preference = (typeof preferenceNames)[number];
 
 /**
  * Weights, chosen by `sim baselines --windows 8` over both workloads. `balanced` spares running answers, so that time per
- * token stays a fifth and more below that of engines chosen in turn; long prompts then wait longer for engines where few
- * answers run. `first-token` has the shorter waits of long prompts, their slowest hundredth a third and more shorter, for
- * up to an eighth more time per token. Short prompts hardly notice.
+ * token stays lowest; long prompts then wait longer for engines where few answers run. `first-token` shortens those waits,
+ * their slowest hundredth by up to two fifths, for a seventh more time per token. Above what a fleet can serve it gains
+ * nothing but that hundredth: mean waits are then shorter with `balanced`. Short prompts hardly notice.
  */
 export const preferences: Readonly<Record<Preference, CostWeights>> = {
   balanced: { stall: 0.4, tailMs: 3_000, memory: 1 },
