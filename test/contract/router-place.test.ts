@@ -213,7 +213,7 @@ describe("Router.Place", () => {
 
 describe("Router.SetPolicy", () => {
   test("changes the policy of one pool and names who took it", async () => {
-    const asked = { pool: "default", policy: "round-robin", propagate: true };
+    const asked = { pool: "default", policy: "round-robin", propagate: true, placeOnArrival: true };
     expect(await setPolicy(asked)).toEqual({ previousPolicy: "kv", appliedBy: ["r0", "r9"] });
     expect(core.policyOf("default")).toBe("round-robin");
     expect(await setPolicy({ ...asked, policy: "kv", propagate: false })).toEqual({
@@ -223,7 +223,7 @@ describe("Router.SetPolicy", () => {
   });
 
   test("refuses a policy that does not exist, and names those that do", async () => {
-    const asked = setPolicy({ pool: "", policy: "best", propagate: false });
+    const asked = setPolicy({ pool: "", policy: "best", propagate: false, placeOnArrival: false });
     await expect(asked).rejects.toThrow(/policy "best" does not exist; policies: .*round-robin/);
     expect(core.policyOf("default")).toBe("kv");
   });

@@ -279,7 +279,7 @@ class RunningTestMesh implements TestMesh {
   }
 
   async setPolicy(policy: string): Promise<void> {
-    await setPolicy(this.#mesh, policy);
+    await setPolicy(this.#mesh, policy, { placeOnArrival: false });
   }
 
   async restartEngines(): Promise<void> {

@@ -50,11 +50,12 @@ export class RouterClient {
     );
   }
 
-  /** Changes the policy of all pools on all routers. */
-  async setPolicy(policy: string): Promise<SetPolicyResponse> {
+  /** Changes the policy of all pools on all routers, and whether admission may hold requests back. */
+  async setPolicy(policy: string, placeOnArrival: boolean): Promise<SetPolicyResponse> {
+    const request = { pool: "", policy, propagate: true, placeOnArrival };
     return this.#any((stub) =>
       unary<SetPolicyResponse>((options, done) =>
-        stub.setPolicy({ pool: "", policy, propagate: true }, new Metadata(), options, done),
+        stub.setPolicy(request, new Metadata(), options, done),
       ),
     );
   }

@@ -15,6 +15,7 @@ import { prefillMs, type StepModel } from "../../shared/core/step-model.ts";
 import type { Decision } from "./decisions/decision.ts";
 import type { PlaceInput, RouterCore } from "./router-core.ts";
 import { Admission } from "./admission/admission.ts";
+import { roomDefaults } from "./admission/worker-rooms.ts";
 import { readHints } from "./admission/request-hints.ts";
 
 const w0 = workerId("w0");
@@ -147,6 +148,31 @@ describe("placing", () => {
     expect([core.policyOf("default"), core.policyOf("other")]).toEqual(["round-robin", "kv"]);
     const turns = [1, 2, 3, 4].map((i) => placedOn(core.place(placeInput(), at(i))));
     expect(turns).toEqual(["w0", "w1", "w0", "w1"]);
+  });
+
+  test("on arrival asks nobody for room, and lets go who waits", () => {
+    const rooms = { ...roomDefaults, openMax: 1 };
+    const core = twoWorkers({ policy: "round-robin", rooms });
+    const placed: (string | undefined)[] = [];
+    const ask = (now: number) =>
+      core.placeInTurn(
+        {
+          input: placeInput(),
+          hints: readHints(() => undefined, undefined),
+          bytes: 0,
+          decided: (decision) => placed.push(placedOn(decision)),
+        },
+        at(now),
+      );
+    expect([ask(1), ask(2)]).toEqual([undefined, undefined]);
+    expect(ask(3)).toBeDefined();
+    expect(placed).toEqual(["w0", "w1"]);
+    core.setPlaceOnArrival("default", true);
+    core.pump(at(4));
+    expect(ask(5)).toBeUndefined();
+    expect(placed).toEqual(["w0", "w1", "w0", "w1"]);
+    core.setPlaceOnArrival("default", false);
+    expect(ask(6)).toBeDefined();
   });
 
   test("expects answers as long as the engines have given, and never longer than asked", () => {

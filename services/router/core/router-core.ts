@@ -255,6 +255,8 @@ export class RouterCore {
   readonly #policies = new Map<string, PlacementPolicy>();
   readonly #turns = new Map<string, number>();
   readonly #gates = new Map<string, Gate>();
+  /** Pools whose requests are placed when they arrive. */
+  readonly #onArrival = new Set<string>();
   readonly #homes: SessionHomes;
   readonly #repair = new IndexRepair();
   #isPumping = false;
@@ -465,6 +467,16 @@ export class RouterCore {
     return this.#policies.get(pool)?.name ?? this.#options.policy;
   }
 
+  /** Whether a pool's requests are placed when they arrive, whatever room its workers have. */
+  setPlaceOnArrival(pool: string, placesOnArrival: boolean): void {
+    if (placesOnArrival) this.#onArrival.add(pool);
+    else this.#onArrival.delete(pool);
+    const gate = this.#gates.get(pool);
+    if (gate === undefined) return;
+    gate.placesOnArrival = placesOnArrival;
+    gate.admission.freed();
+  }
+
   /** Changes the policy of a pool, whose state begins anew; returns the one before. */
   setPolicy(pool: string, policy: PolicyName): PolicyName {
     const before = this.policyOf(pool);
@@ -645,6 +657,7 @@ export class RouterCore {
       },
     );
     created.shares.setWallOffset(this.#wallOffsetMs);
+    created.placesOnArrival = this.#onArrival.has(pool);
     this.#gates.set(pool, created);
     return created;
   }

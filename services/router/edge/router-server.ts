@@ -179,7 +179,7 @@ async function setPolicy(
   d: RouterServiceDependencies,
   request: SetPolicyRequest,
 ): Promise<SetPolicyResponse> {
-  const { policy } = request;
+  const { policy, placeOnArrival } = request;
   if (!isPolicyName(policy)) {
     throw new MeshError(
       "invalid_request",
@@ -190,11 +190,12 @@ async function setPolicy(
   const all = new Set([d.defaultPool, ...[...d.core.members.all()].map((m) => m.pool)]);
   const pools = request.pool === "" ? [...all] : [request.pool];
   let previousPolicy = "";
-  for (const pool of pools) previousPolicy = d.core.setPolicy(pool, policy);
+  for (const pool of pools) {
+    previousPolicy = d.core.setPolicy(pool, policy);
+    d.core.setPlaceOnArrival(pool, placeOnArrival);
+  }
   d.topology.changed();
-  const others = request.propagate
-    ? await d.peers.setPolicy({ pool: request.pool, policy, propagate: false })
-    : [];
+  const others = request.propagate ? await d.peers.setPolicy({ ...request, propagate: false }) : [];
   return { previousPolicy, appliedBy: [d.instance, ...others] };
 }
 

@@ -44,7 +44,8 @@ export async function comparePolicies(
   const results = new Map<string, ReplayResult>();
   for (const [index, policy] of order.entries()) {
     await restartEngines(mesh, options.signal);
-    await setPolicy(mesh, policy);
+    // A queue before the workers would level out what policies choose badly.
+    await setPolicy(mesh, policy, { placeOnArrival: true });
     results.set(policy, await replay(options, { name: policy, index, count: order.length }));
   }
   const ordered: Record<string, ReplayResult> = {};
@@ -56,8 +57,12 @@ export async function comparePolicies(
 }
 
 /** Sets the policy on every router. Fails with `worker_lost` when one did not take it. */
-export async function setPolicy(mesh: Mesh, policy: string): Promise<void> {
-  const { appliedBy } = await mesh.routers.setPolicy(policy);
+export async function setPolicy(
+  mesh: Mesh,
+  policy: string,
+  options: { readonly placeOnArrival: boolean },
+): Promise<void> {
+  const { appliedBy } = await mesh.routers.setPolicy(policy, options.placeOnArrival);
   const wanted = mesh.options.ports.routers.length;
   if (appliedBy.length < wanted) {
     throw new MeshError(

@@ -283,7 +283,8 @@ class UpRun {
       signal,
     });
     // What stays is what the settings ask for, whatever ran last.
-    await setPolicy(this.#mesh, policies.includes("kv") ? "kv" : (policies.at(-1) ?? "kv"));
+    const policy = policies.includes("kv") ? "kv" : (policies.at(-1) ?? "kv");
+    await setPolicy(this.#mesh, policy, { placeOnArrival: false });
     this.#printComparison(results);
   }
 

@@ -87,6 +87,8 @@ export class PoolGate<T> implements AdmissionPort<T> {
   readonly #placer: PoolPlacer<T>;
   readonly #lastReport: (worker: WorkerId) => LoadReport | undefined;
   readonly #runningMaxOf: (worker: WorkerId) => number;
+  /** Whether the cheapest worker is taken, whatever room it has: policies are then compared by what they choose. */
+  placesOnArrival = false;
 
   constructor(
     options: {
@@ -152,6 +154,7 @@ export class PoolGate<T> implements AdmissionPort<T> {
     own: { readonly className: string; readonly tenant: string },
     now: MonoMs,
   ): RoomChoice {
+    if (this.placesOnArrival) return { kind: "take", index: 0 };
     const isDivided = this.shares.isDivided(now);
     let soonest = Infinity;
     let cheapest = -1;
