@@ -1,0 +1,262 @@
+import { isEngineFailure, isErrorEvent } from "../../core/request/answer-start.ts";
+import type { UnguardedReason } from "../../core/guard/guard-policy.ts";
+import type { ResumedFrom } from "../../core/guard/guarded-stream.ts";
+import type { LegOutcome } from "../../core/request/leg-outcome.ts";
+import type { RequestRun, RunEvent } from "../../core/request/request-run.ts";
+import { readTailUsage } from "../../core/request/tail-usage.ts";
+import { returnedFields } from "../leg-call.ts";
+import type { LegRecord } from "../leg-record.ts";
+import type { ClientWriter } from "./client-writer.ts";
+import type { Legs } from "./legs.ts";
+import type { OpenRequest } from "./open-request.ts";
+import type { PhaseWait } from "./phase-wait.ts";
+import { openGuard, type StreamGuard } from "./stream-guard.ts";
+
+/** Largest error of an engine that is read, bytes. */
+const errorBytesMax = 16 << 10;
+/** How long an engine may take to end its answer behind the last event, ms. */
+const closingMs = 1_000;
+
+const usageName = Buffer.from('"usage":{');
+
+/** What the way of an answer needs of its request. */
+export interface AnswerPathOptions {
+  readonly open: OpenRequest;
+  readonly writer: ClientWriter;
+  readonly wait: PhaseWait;
+  /** A stream of another relay to go on with. */
+  readonly resumed: ResumedFrom | undefined;
+  legs(): Legs;
+  run(): RequestRun;
+  step(event: RunEvent): void;
+}
+
+/** The way of an answer from its engine to the client: judged at its beginning, then passed on as it is, or guarded. */
+export class AnswerPath {
+  readonly #options: AnswerPathOptions;
+  readonly #open: OpenRequest;
+  readonly #writer: ClientWriter;
+  readonly #wait: PhaseWait;
+  #guard: StreamGuard | undefined;
+  #unguardedReason: UnguardedReason | undefined;
+  /** Status of an answer that is asked for anew behind the client's head, until the new one's first bytes are judged. */
+  #reopenedFrom: number | undefined;
+
+  constructor(options: AnswerPathOptions) {
+    const { open, resumed } = options;
+    this.#options = options;
+    this.#open = open;
+    this.#writer = options.writer;
+    this.#wait = options.wait;
+    if (!open.body.stream) return;
+    const opening = openGuard(open.parts, open, resumed);
+    if (opening.kind === "on") this.#guard = opening.guard;
+    else this.#unguardedReason = opening.reason;
+  }
+
+  /** The guard, while the stream has one. */
+  get guard(): StreamGuard | undefined {
+    return this.#guard;
+  }
+
+  get unguardedReason(): UnguardedReason | undefined {
+    return this.#unguardedReason;
+  }
+
+  /** Longest wait for the first byte of an answer, ms. */
+  get firstByteMs(): number {
+    return (
+      this.#guard?.firstTokenMs(this.#open.placement.forecast) ??
+      this.#open.parts.config.deadlines.firstByteMs
+    );
+  }
+
+  /** Longest wait for the next bytes of an answer, ms. */
+  get silenceMs(): number {
+    const { placement, firstByteAt, parts } = this.#open;
+    return (
+      this.#guard?.freezeMs(placement.forecast, firstByteAt) ?? parts.config.deadlines.silenceMs
+    );
+  }
+
+  /** A piece of the engine's answer. */
+  data(record: LegRecord, chunk: Buffer): void {
+    const { status } = record;
+    if (!this.#options.run().isPassing) {
+      if (isEngineFailure(status)) {
+        record.gather(chunk, errorBytesMax);
+        return;
+      }
+      if (this.#open.body.stream && isErrorEvent(chunk)) {
+        this.stop("engine_error", chunk.toString("utf8", 0, 200).trimEnd());
+        return;
+      }
+      this.#options.step({ kind: "answer_began" });
+    }
+    if (this.#reopenedFrom !== undefined) {
+      if (status !== this.#reopenedFrom || isErrorEvent(chunk)) {
+        const text = chunk.toString("utf8", 0, 200).trimEnd();
+        this.stop("engine_error", `status ${String(status)}: ${text}`);
+        return;
+      }
+      this.#reopenedFrom = undefined;
+    }
+    if (this.#guard !== undefined) {
+      this.#guardedData(this.#guard, record, chunk);
+      return;
+    }
+    if (chunk.indexOf(usageName) >= 0) record.usage = readTailUsage(chunk);
+    this.#write(chunk);
+  }
+
+  /** The engine's answer is over. */
+  end(record: LegRecord): void {
+    const { run, step } = this.#options;
+    if (this.#guard !== undefined && run().isPassing) {
+      this.#guard.stream.ended();
+      this.failed("lost", this.#guard.stream.failure);
+      return;
+    }
+    if (isEngineFailure(record.status)) {
+      step({ kind: "answer_failed", outcome: "engine_error", why: record.takeComplaint() });
+      return;
+    }
+    // An answer without a body still has a head.
+    if (!run().isPassing) step({ kind: "answer_began" });
+    this.#writer.end();
+    step({ kind: "answer_ended" });
+  }
+
+  /** The answering leg failed. A guarded stream goes on elsewhere, unless only its end was missing. */
+  failed(outcome: LegOutcome, why: string): void {
+    const { run, step } = this.#options;
+    const guard = this.#guard;
+    if (guard === undefined || !run().isPassing) {
+      step({ kind: "answer_failed", outcome, why });
+      return;
+    }
+    const then = guard.lost(outcome);
+    this.#writeGuarded(guard);
+    if (then === "finished") {
+      this.#writer.end();
+      step({ kind: "answer_ended", outcome });
+      return;
+    }
+    step({ kind: "answer_failed", outcome, why, canContinue: then === "can_continue" });
+  }
+
+  /** Stops the answering leg from this side, and says that it failed. */
+  stop(outcome: LegOutcome, why: string): void {
+    this.#options.legs().stop("answer");
+    this.failed(outcome, why);
+  }
+
+  /** The answer is good so far: its head goes to the client, unless it has one already. */
+  pass(record: LegRecord): void {
+    const open = this.#open;
+    const { headers = {} } = record;
+    const now = open.parts.clock.now();
+    record.firstByteAt = now;
+    record.headers = undefined;
+    if (open.firstByteAt > 0) return;
+    open.firstByteAt = now;
+    const { stream } = open.body;
+    if (this.#guard === undefined) open.forget();
+    const fields = returnedFields(headers);
+    const length = headers["content-length"];
+    if (!stream && length !== undefined) fields.push(["content-length", length]);
+    this.#writer.head(record.status, fields, this.#guardState);
+  }
+
+  /** Writes a resumed stream of which only the end was missing. */
+  finishResumed(guard: StreamGuard): void {
+    const fields = [["content-type", "text/event-stream; charset=utf-8"]] as const;
+    this.#writer.head(200, fields, this.#guardState);
+    this.#writeGuarded(guard);
+    this.#writer.end();
+  }
+
+  get #guardState(): string {
+    return this.#guard === undefined ? `off; reason=${this.#unguardedReason ?? ""}` : "on";
+  }
+
+  #guardedData(guard: StreamGuard, record: LegRecord, chunk: Buffer): void {
+    const { stream } = guard;
+    const before = stream.sentCount;
+    const verdict = guard.receive(chunk);
+    if (!this.#writeGuarded(guard)) this.#wait.start("stream", this.silenceMs);
+    record.usage = { ...record.usage, generatedTokens: stream.sentCount };
+    guard.grew(before);
+    switch (verdict) {
+      case "more":
+        return;
+      case "failed":
+        this.stop("engine_error", stream.failure);
+        return;
+      case "finished":
+        this.#finish(guard, record);
+        return;
+      case "unguarded":
+        this.#giveUp(guard, record, before);
+        return;
+    }
+  }
+
+  #finish({ stream }: StreamGuard, { call }: LegRecord): void {
+    const { clock } = this.#open.parts;
+    this.#writer.end();
+    this.#options.step({ kind: "answer_ended" });
+    if (call === undefined) return;
+    if (!stream.hasEngineEnded) call.abort();
+    else {
+      // The connection can be used again when the answer ends as it should.
+      void clock.sleep(closingMs).then(() => {
+        call.abort();
+      });
+    }
+  }
+
+  /** The answer cannot be continued after all: the stream goes on without a guard. `told`: tokens that the client has. */
+  #giveUp(guard: StreamGuard, record: LegRecord, told: number): void {
+    const { metrics } = this.#open.parts;
+    const reason = guard.stream.unguardedReason ?? "unreadable";
+    metrics.guards.inc({ state: "off", reason });
+    guard.ended(true);
+    this.#guard = undefined;
+    this.#unguardedReason = reason;
+    if (!guard.looksForStops) {
+      this.#open.forget();
+      return;
+    }
+    // The engine was asked without the stop texts, so that it must begin anew with them.
+    if (told > 0) {
+      this.stop("engine_error", `the answer cannot be guarded: ${reason}`);
+      return;
+    }
+    record.call?.abort();
+    this.#reopenedFrom = record.status;
+    this.#options.legs().ask(record, this.#open.raw);
+    this.#wait.start("first_byte", this.firstByteMs);
+    this.#open.forget();
+  }
+
+  /** Sends what the guard has for the client; false when there is nothing. */
+  #writeGuarded({ stream }: StreamGuard): boolean {
+    const output = stream.takeOutput();
+    if (output.length === 0) return false;
+    // The guard's memory is used again at once.
+    this.#write(Buffer.from(output));
+    return true;
+  }
+
+  #write(bytes: Uint8Array): void {
+    const { metrics, config } = this.#open.parts;
+    if (this.#writer.write(bytes)) {
+      this.#wait.start("stream", this.silenceMs);
+      return;
+    }
+    metrics.pauses.inc();
+    this.#options.legs().answer?.call?.pause();
+    this.#wait.start("slow_reader", config.deadlines.slowReaderMs);
+  }
+}

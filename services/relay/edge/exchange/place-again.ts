@@ -1,0 +1,35 @@
+import type { MeshErrorCode } from "../../../shared/core/errors.ts";
+import type { Placement } from "../../../shared/core/placement-token/placement.ts";
+import { readPlacement } from "../../../shared/core/placement-token/placement-token.ts";
+import type { OpenRequest } from "./open-request.ts";
+
+/** Where a request goes next, or why nowhere. */
+export type PlacedAgain =
+  | { readonly kind: "placed"; readonly placement: Placement }
+  | { readonly kind: "not_placed"; readonly code: MeshErrorCode; readonly why: string };
+
+/** Asks a router for another placement of a request, without these workers. Never rejects. */
+export async function placeAgain(
+  open: OpenRequest,
+  excluded: readonly string[],
+): Promise<PlacedAgain> {
+  const { placer, placementKeys, metrics, config, clock } = open.parts;
+  const given = await placer.place({
+    requestId: open.client.header("x-request-id") ?? open.placement.decisionId,
+    path: open.client.path,
+    body: open.raw,
+    excluded,
+    timeoutMs: config.deadlines.placeMs,
+  });
+  if (given.kind === "refused") {
+    metrics.placementsAgain.inc({ outcome: given.outcome });
+    return { kind: "not_placed", code: given.code, why: given.message };
+  }
+  const reading = readPlacement(given.token, placementKeys, clock.wallUnixUs() / 1_000);
+  if (reading.kind === "refused") {
+    metrics.placementsAgain.inc({ outcome: "refused" });
+    return { kind: "not_placed", code: "worker_lost", why: reading.message };
+  }
+  metrics.placementsAgain.inc({ outcome: "placed" });
+  return { kind: "placed", placement: reading.placement };
+}
