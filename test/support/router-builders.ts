@@ -5,12 +5,10 @@ import type { WorkerLoad } from "../../services/router/core/load/worker-book.ts"
 import type { MemberFacts, MemberNotice } from "../../services/router/core/membership/member.ts";
 import type { CandidateInput } from "../../services/router/core/placement/candidate.ts";
 import type { PolicyRequest } from "../../services/router/core/placement/policy.ts";
-import {
-  RouterCore,
-  type PlaceInput,
-  type RouterCoreOptions,
-  type ServedRecord,
-} from "../../services/router/core/router-core.ts";
+import type { ServedRecord } from "../../services/router/core/load/request-ends.ts";
+import type { PlaceInput } from "../../services/router/core/placement/place-input.ts";
+import { RouterCore } from "../../services/router/core/router-core.ts";
+import type { RouterCoreOptions } from "../../services/router/core/router-options.ts";
 
 /** The step model that builders use: an 8B model on an H100. */
 export const stepModel = (() => {

@@ -13,7 +13,8 @@ import {
 import { workerId, type WorkerId } from "../../shared/core/ids.ts";
 import { prefillMs, type StepModel } from "../../shared/core/step-model.ts";
 import type { Decision } from "./decisions/decision.ts";
-import type { PlaceInput, RouterCore } from "./router-core.ts";
+import type { PlaceInput } from "./placement/place-input.ts";
+import type { RouterCore } from "./router-core.ts";
 import { Admission } from "./admission/admission.ts";
 import { roomDefaults } from "./admission/worker-rooms.ts";
 import { readHints } from "./admission/request-hints.ts";

@@ -8,7 +8,7 @@ import type { SpanAttributes, SpanOptions, Tracing } from "../../shared/edge/tra
 import { routerMetrics } from "../metrics.ts";
 import type { AccessRecord } from "./access-log/access-record.ts";
 import { AccessOutcomes } from "./access-outcomes.ts";
-import type { PlaceInput } from "../core/router-core.ts";
+import type { PlaceInput } from "../core/placement/place-input.ts";
 import type { PeerLinks } from "./peer-links.ts";
 import { recordFromWire, recordToWire, timesToWire, tracedFromWire } from "./peer-wire.ts";
 

@@ -6,7 +6,8 @@ import type {
   Reservation as WireReservation,
 } from "../../shared/gen/kvmesh/router/v1/router.ts";
 import type { DiscoveryMember } from "../core/discovery/discovery-view.ts";
-import type { RouterCore, RouterEffect } from "../core/router-core.ts";
+import type { RouterCore } from "../core/router-core.ts";
+import type { RouterEffect } from "../core/router-effects.ts";
 import type { routerMetrics } from "../metrics.ts";
 import type { AdsService } from "./ads-server.ts";
 import { observationToWire } from "./decision-wire.ts";

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { workerId } from "../../shared/core/ids.ts";
-import type { PeerReservation } from "../core/router-core.ts";
+import type { PeerReservation } from "../core/peers/peer-reservations.ts";
 import { reservationProblem } from "./peer-notice-check.ts";
 
 const good: PeerReservation = {

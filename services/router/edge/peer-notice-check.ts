@@ -2,7 +2,7 @@ import { inCidrs, type Cidr } from "../../shared/core/cidr.ts";
 import { parseEndpoint } from "../../shared/core/endpoint.ts";
 import { isWorkerId } from "../../shared/core/ids.ts";
 import type { MemberNotice } from "../core/membership/member.ts";
-import type { PeerReservation } from "../core/router-core.ts";
+import type { PeerReservation } from "../core/peers/peer-reservations.ts";
 
 /** Served names of one member at most, and characters of one. */
 const modelsMax = 64;

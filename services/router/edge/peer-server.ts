@@ -27,7 +27,7 @@ import { SequenceCheck } from "../core/peers/peer-link.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { AccessOutcomes } from "./access-outcomes.ts";
 import { relayFromWire } from "./relay-peer-wire.ts";
-import { relayAddressProblem } from "./relay-server.ts";
+import { relayAddressProblem } from "./relay-address.ts";
 import { noticeProblem, reservationProblem } from "./peer-notice-check.ts";
 import {
   noticeFromWire,

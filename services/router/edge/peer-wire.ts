@@ -7,7 +7,8 @@ import type {
   ServedTimes as WireTimes,
 } from "../../shared/gen/kvmesh/router/v1/router.ts";
 import type { Member, MemberNotice } from "../core/membership/member.ts";
-import type { PeerReservation, ServedRecord } from "../core/router-core.ts";
+import type { ServedRecord } from "../core/load/request-ends.ts";
+import type { PeerReservation } from "../core/peers/peer-reservations.ts";
 import type { AccessRecord } from "./access-log/access-record.ts";
 
 /** What the serve span of a request is written from. */

@@ -3,7 +3,7 @@ import type {
   HTTPAccessLogEntry,
   ResponseFlags,
 } from "../../../shared/gen/envoy/data/accesslog/v3/accesslog.ts";
-import type { ServedRecord } from "../../core/router-core.ts";
+import type { ServedRecord } from "../../core/load/request-ends.ts";
 
 /** One request as Envoy saw it, read from an access-log record. */
 export interface AccessRecord extends ServedRecord {

@@ -1,11 +1,9 @@
 import { CounterWindow, workDone } from "../../../router/core/load/counter-delta.ts";
 import type { MemberFacts } from "../../../router/core/membership/member.ts";
-import {
-  RouterCore,
-  type AdmittedRequest,
-  type PlaceInput,
-  type ServedRecord,
-} from "../../../router/core/router-core.ts";
+import type { AdmittedRequest } from "../../../router/core/admission/admitted-request.ts";
+import type { ServedRecord } from "../../../router/core/load/request-ends.ts";
+import type { PlaceInput } from "../../../router/core/placement/place-input.ts";
+import { RouterCore } from "../../../router/core/router-core.ts";
 import type { Decision } from "../../../router/core/decisions/decision.ts";
 import { monoMs, workerId, type MonoMs, type WorkerId } from "../../../shared/core/ids.ts";
 import type { SeededRandom } from "../../../shared/core/random.ts";

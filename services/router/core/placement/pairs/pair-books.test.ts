@@ -10,7 +10,8 @@ import type { WorkerId } from "../../../../shared/core/ids.ts";
 import type { Decision } from "../../decisions/decision.ts";
 import type { MemberFacts } from "../../membership/member.ts";
 import type { LegNotice } from "../../relays/leg-notice.ts";
-import type { PeerReservation, RouterCore } from "../../router-core.ts";
+import type { PeerReservation } from "../../peers/peer-reservations.ts";
+import type { RouterCore } from "../../router-core.ts";
 import { prefillKeyOf } from "./pair-legs.ts";
 import { pairDefaults, type PairOptions } from "./pair-placer.ts";
 
