@@ -146,6 +146,7 @@ export function topology(over: Partial<WatchTopologyResponse> = {}): WatchTopolo
       { instance: "router-0", epoch: 17n, state: "serving", heardAgeMs: 0 },
       { instance: "router-1", epoch: 18n, state: "serving", heardAgeMs: 210 },
     ],
+    relays: [],
     ...over,
   };
 }

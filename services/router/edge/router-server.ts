@@ -18,6 +18,7 @@ import { readHints, type RequestHints } from "../core/admission/request-hints.ts
 import type { Decision } from "../core/decisions/decision.ts";
 import { reweigh } from "../core/decisions/what-if.ts";
 import { costTerms } from "../core/placement/candidate.ts";
+import { disaggregationModes } from "../core/placement/pairs/pair-placer.ts";
 import { isPolicyName, policyNames } from "../core/placement/policy.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { Decider } from "./decider.ts";
@@ -187,12 +188,21 @@ async function setPolicy(
       { field: "policy" },
     );
   }
+  const mode = disaggregationModes.find((one) => one === request.disaggregation);
+  if (mode === undefined && request.disaggregation !== undefined) {
+    throw new MeshError(
+      "invalid_request",
+      `disaggregation ${JSON.stringify(request.disaggregation)} does not exist; it is ${disaggregationModes.join(", ")}`,
+      { field: "disaggregation" },
+    );
+  }
   const all = new Set([d.defaultPool, ...[...d.core.members.all()].map((m) => m.pool)]);
   const pools = request.pool === "" ? [...all] : [request.pool];
   let previousPolicy = "";
   for (const pool of pools) {
     previousPolicy = d.core.setPolicy(pool, policy);
     d.core.setPlaceOnArrival(pool, placeOnArrival);
+    if (mode !== undefined) d.core.pairs.setMode(pool, mode);
   }
   d.topology.changed();
   const others = request.propagate ? await d.peers.setPolicy({ ...request, propagate: false }) : [];

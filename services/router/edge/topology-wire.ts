@@ -1,12 +1,14 @@
 import type { Clock } from "../../shared/core/clock.ts";
 import type {
   PoolState,
+  RelayState,
   RouterState,
   WatchTopologyResponse,
   WorkerState,
 } from "../../shared/gen/kvmesh/router/v1/router.ts";
 import { hitRatio } from "../core/load/counter-delta.ts";
 import type { Member } from "../core/membership/member.ts";
+import type { Relay } from "../core/relays/relay-roster.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { CountersOf } from "./membership-server.ts";
 
@@ -59,6 +61,19 @@ function workerState(
   };
 }
 
+function relayState(relay: Relay, instance: string): RelayState {
+  const { facts, draining, unheldSince, streamId, heldBy } = relay;
+  return {
+    instance: facts.instance,
+    h2Endpoint: facts.h2Address,
+    httpEndpoint: facts.httpAddress,
+    state: draining ? "draining" : unheldSince === undefined ? "attached" : "away",
+    openRequests: relay.reportedOpen + relay.sinceReport,
+    engines: [...facts.engines],
+    heldBy: [...(streamId === undefined ? [] : [instance]), ...heldBy].sort(),
+  };
+}
+
 /** The topology as this router sees it. */
 export function topologyToWire(options: {
   core: RouterCore;
@@ -85,5 +100,6 @@ export function topologyToWire(options: {
     };
   });
   pools.sort((a, b) => (a.id < b.id ? -1 : 1));
-  return { routerInstance: instance, pools, routers };
+  const relays = core.relays.all().map((relay) => relayState(relay, instance));
+  return { routerInstance: instance, pools, routers, relays };
 }

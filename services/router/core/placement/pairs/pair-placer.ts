@@ -88,6 +88,8 @@ export class PairPlacer {
   readonly #table: PlacementTable;
   readonly #ranker: RowRanker;
   readonly #search: PairSearch;
+  /** Of pools whose mode was changed while running. */
+  readonly #modes = new Map<string, DisaggregationMode>();
 
   constructor(
     options: PairOptions,
@@ -119,9 +121,19 @@ export class PairPlacer {
     });
   }
 
+  /** Changes whether a pool's requests may run as pairs. Pools are as many as have members, and the one of the settings. */
+  setMode(pool: string, mode: DisaggregationMode): void {
+    this.#modes.set(pool, mode);
+  }
+
+  /** Whether a pool's requests may run as pairs by its mode alone. */
+  modeOf(pool: string): DisaggregationMode {
+    return this.#modes.get(pool) ?? this.#options.mode;
+  }
+
   /** Whether a pool's requests may run as pairs, as far as settings, engines and relays go. */
   isPossible(pool: string): boolean {
-    if (this.#options.mode === "never" || this.#relays.size === 0) return false;
+    if (this.modeOf(pool) === "never" || this.#relays.size === 0) return false;
     return this.members.groupsOf(pool).some(({ engine }) => this.#relays.has(engine));
   }
 
@@ -144,7 +156,7 @@ export class PairPlacer {
 
   /** Whether the pool offers pairs at all, so that `consider` has something to say. */
   offers(pool: string): boolean {
-    return this.#options.mode !== "never" && this.members.hasPairs(pool);
+    return this.modeOf(pool) !== "never" && this.members.hasPairs(pool);
   }
 
   /** Compares the best pair with running whole. */
@@ -162,7 +174,8 @@ export class PairPlacer {
     const [best] = found;
     if (best === undefined || engine === undefined) return whole("no_pair");
     const candidates = found.map(({ candidate }) => candidate);
-    const { mode, biasMs } = this.#options;
+    const { biasMs } = this.#options;
+    const mode = this.modeOf(ask.pool);
     const { wholeCostMs } = ask;
     const savedMs = (wholeCostMs ?? 0) - best.candidate.costMs;
     let why: PairWhy = "only_form";
