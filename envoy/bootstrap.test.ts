@@ -2,6 +2,28 @@ import { describe, expect, test } from "vitest";
 import { buildBootstrap } from "./bootstrap.ts";
 import { defaultOptions, defaultTimeouts } from "./options.ts";
 
+interface RouteConfig {
+  readonly name: string;
+}
+
+/** The part of a configuration that tests look into. */
+interface Bootstrap {
+  readonly static_resources: {
+    readonly listeners: readonly {
+      readonly name: string;
+      readonly filter_chains: readonly {
+        readonly filters: readonly {
+          readonly typed_config: {
+            readonly route_config: {
+              readonly virtual_hosts: readonly { readonly routes: readonly RouteConfig[] }[];
+            };
+          };
+        }[];
+      }[];
+    }[];
+  };
+}
+
 describe("buildBootstrap", () => {
   test("gives the same configuration for the same options", () => {
     expect(buildBootstrap(defaultOptions)).toEqual(buildBootstrap(structuredClone(defaultOptions)));
@@ -69,6 +91,31 @@ describe("buildBootstrap", () => {
     const build = () => buildBootstrap({ ...defaultOptions, publicPaths: [path] });
     if (isGood) expect(JSON.stringify(build())).toContain(path.replace("*", ""));
     else expect(build).toThrow("publicPaths");
+  });
+
+  test("gives the relays' gRPC services to trusted callers, and to public ones where the options say so", () => {
+    const routesOf = (name: string, publicPaths: readonly string[]): RouteConfig[] => {
+      const options = { ...defaultOptions, publicPaths };
+      const { static_resources: resources } = buildBootstrap(options) as unknown as Bootstrap;
+      const listener = resources.listeners.find((one) => one.name === name);
+      const manager = listener?.filter_chains[0]?.filters[0]?.typed_config;
+      return (manager?.route_config.virtual_hosts[0]?.routes ?? []).filter(
+        (route) => route.name === "relay-services",
+      );
+    };
+    const [first, ...others] = routesOf("trusted", []);
+    expect(others).toHaveLength(3);
+    expect(first).toMatchObject({
+      match: { prefix: "/kvmesh.inference.v1.Inference/", grpc: {} },
+      typed_per_filter_config: { "envoy.filters.http.ext_proc": { disabled: true } },
+      route: {
+        cluster: "relays",
+        timeout: "0s",
+        max_stream_duration: { grpc_timeout_header_max: "0s" },
+      },
+    });
+    expect(routesOf("public", [])).toEqual([]);
+    expect(routesOf("public", ["/kvmesh.inference.v1.Inference/*"])).toEqual([first]);
   });
 
   test("gives public callers no route to a pool for other paths than those of the list", () => {

@@ -11,7 +11,13 @@ import { guardFilter } from "./filter-names.ts";
 import { extProcFilter, guardFilterConfig, guardSettings, routerFilter } from "./http-filters.ts";
 import { localReplyConfig } from "./local-replies.ts";
 import type { EnvoyOptions } from "./options.ts";
-import { inferencePaths, nothingRoute, pathMatch } from "./public-paths.ts";
+import {
+  inferencePaths,
+  nothingRoute,
+  pathMatch,
+  relayServices,
+  withoutFilters,
+} from "./public-paths.ts";
 
 /** Static cluster of the OTLP receiver. */
 export const otlpCluster = "otlp";
@@ -80,9 +86,30 @@ function relayRoute(options: EnvoyOptions, path: Config): Config {
   });
 }
 
+/**
+ * A gRPC service of the relays: whichever relay has least to do takes the call, and asks a router itself. The caller's deadline is
+ * Envoy's, and goes on to the relay. A call that reached a relay is the relay's and the caller's to try again.
+ */
+function relayServiceRoute(options: EnvoyOptions, path: string): Config {
+  return {
+    name: "relay-services",
+    match: { ...pathMatch(path), grpc: {} },
+    typed_per_filter_config: withoutFilters(),
+    request_headers_to_remove: hiddenFromRelays,
+    route: {
+      cluster: relaysCluster,
+      timeout: "0s", // an answer may be long; the caller's deadline and streamIdleMs bound it
+      max_stream_duration: { grpc_timeout_header_max: "0s" },
+      retry_policy: retryPolicy("connect-failure,refused-stream", options),
+    },
+  };
+}
+
 /** Conditions of the paths that public callers may send to. */
 function publicPaths(options: EnvoyOptions): Config[] {
-  return [...new Set([...inferencePaths, ...options.publicPaths])].map(pathMatch);
+  return [...new Set([...inferencePaths, ...options.publicPaths])]
+    .filter((path) => !relayServices.includes(path))
+    .map(pathMatch);
 }
 
 /** Routes to the pools for public callers: the inference paths, and those that the options add. */
@@ -93,9 +120,16 @@ export function publicPoolRoutes(options: EnvoyOptions): Config[] {
 function routes(listener: "public" | "trusted", options: EnvoyOptions): Config[] {
   if (listener === "trusted") {
     const all = { prefix: "/" };
-    return [relayRoute(options, all), poolRoute(options, all)];
+    return [
+      ...relayServices.map((path) => relayServiceRoute(options, path)),
+      relayRoute(options, all),
+      poolRoute(options, all),
+    ];
   }
   return [
+    ...relayServices
+      .filter((path) => options.publicPaths.includes(path))
+      .map((path) => relayServiceRoute(options, path)),
     ...publicPaths(options).map((path) => relayRoute(options, path)),
     ...publicPoolRoutes(options),
     nothingRoute(),
@@ -105,6 +139,8 @@ function routes(listener: "public" | "trusted", options: EnvoyOptions): Config[]
 function routeConfig(listener: "public" | "trusted", options: EnvoyOptions): Config {
   return {
     name: listener,
+    // The relays' cluster comes from discovery.
+    validate_clusters: false,
     virtual_hosts: [
       {
         name: "all",

@@ -67,9 +67,13 @@ const localReplies: readonly LocalReply[] = [
 
 const accessLogFilter = "envoy.access_loggers.extension_filters.cel";
 
-/** Whether an answer was already made by a router or the guard, which write the error shape themselves. */
+/**
+ * Whether an answer was already made by a router or the guard, which write the error shape themselves, or is for a gRPC call,
+ * whose message it becomes.
+ */
 const alreadyShaped =
-  "'content-type' in response.headers && response.headers['content-type'].startsWith('application/json')";
+  "('content-type' in response.headers && response.headers['content-type'].startsWith('application/json'))" +
+  " || ('content-type' in request.headers && request.headers['content-type'].startsWith('application/grpc'))";
 
 function mapper(reply: LocalReply): Config {
   const retry = reply.retryAfterSeconds;
