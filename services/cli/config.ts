@@ -18,6 +18,12 @@ export const MeshPortsConfig = z.strictObject({
   routerControl: port.default(9003),
   /** Metrics of router 0; router i is 10·i higher. */
   routerHttp: port.default(9004),
+  /** HTTP/2 and gRPC of relay 0; relay i is 10·i higher, as are the next two. */
+  relayH2: port.default(9100),
+  /** HTTP/1.1 of relay 0. */
+  relayHttp1: port.default(9101),
+  /** Metrics of relay 0. */
+  relayMetrics: port.default(9104),
   /** OpenAI HTTP of simulated engine 0; engine i is i higher, as are the next two. */
   engineHttp: port.default(8100),
   /** KV events of simulated engine 0. */
@@ -63,6 +69,11 @@ export const MeshConfig = z.strictObject({
   host: z.ipv4().default("127.0.0.1"),
   /** Router processes. */
   routers: z.number().int().min(1).max(8).default(2),
+  /**
+   * Relay processes, which carry out prefill/decode pairs, guard streams and serve gRPC. `auto`: one where a worker's role is
+   * prefill or decode or `router.stream.guard` asks for it, else none.
+   */
+  relays: z.union([z.literal("auto"), z.number().int().min(0).max(8)]).default("auto"),
   /** Tokens per block everywhere in this mesh; engine block sizes must divide it. */
   blockSizeTokens: z.number().int().min(1).max(1024).default(32),
   /** Placement policy at the start. */

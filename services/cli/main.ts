@@ -3,12 +3,13 @@ import { MeshError } from "../shared/core/errors.ts";
 import { parseEndpoint } from "../shared/core/endpoint.ts";
 import { ConfigError } from "../shared/edge/config.ts";
 import { productVersion } from "../shared/edge/log.ts";
-import { placementPolicies } from "./core/demo-profile.ts";
+import { demoDurationS, placementPolicies } from "./core/demo-profile.ts";
 import { unknownName } from "../shared/core/suggestion.ts";
 import { exitCodes, processIo } from "./edge/command-io.ts";
 import { doctorCommand, type DoctorOptions } from "./edge/doctor-command.ts";
 import { envoyPrintCommand, type EnvoyPrintFlags } from "./edge/envoy-print.ts";
 import { explainCommand, type ExplainOptions } from "./edge/explain-command.ts";
+import { generateCommand, type GenerateCommandOptions } from "./edge/generate-command.ts";
 import { replayCommand } from "./edge/replay/replay-command.ts";
 import { requireRun, type MeshAddress } from "./edge/running-mesh.ts";
 import { serviceCommand, type ServiceName } from "./edge/service-command.ts";
@@ -16,11 +17,12 @@ import { simCommand } from "./edge/sim-command.ts";
 import { topCommand, type TopOptions } from "./edge/top-command.ts";
 import { traceCommand } from "./edge/trace-command.ts";
 import { upCommand } from "./edge/up/up-command.ts";
+import { demoNames, type DemoName } from "./edge/up/up-demo.ts";
 import type { PortChoice } from "./edge/up/mesh-setup.ts";
 import { workersCommand } from "./edge/workers-command.ts";
 
 interface UpFlags {
-  readonly demo?: boolean;
+  readonly demo?: DemoName;
   readonly once?: boolean;
   readonly json?: boolean;
   readonly config?: string;
@@ -28,7 +30,7 @@ interface UpFlags {
   readonly set: readonly string[];
   readonly workload: string;
   readonly rate?: number;
-  readonly duration: number;
+  readonly duration?: number;
   readonly policies?: readonly string[];
   readonly workers?: number;
   readonly routers?: number;
@@ -104,7 +106,14 @@ function reading(command: Command): Command {
 function upProgram(): Command {
   return new Command("up")
     .description("start a mesh on this machine and serve until Ctrl-C")
-    .option("--demo", "with simulated engines, comparing the policies first")
+    .addOption(
+      new Option(
+        "--demo [name]",
+        "with simulated engines, comparing first: placement policies, or whole requests with prefill/decode pairs (disagg)",
+      )
+        .choices([...demoNames])
+        .preset("policies"),
+    )
     .option("--once", "with --demo: end after the comparison")
     .option(
       "--json",
@@ -114,8 +123,16 @@ function upProgram(): Command {
     .option("--set <path=value>", "one setting under mesh, such as routers=3", collect, [])
     .option("--state <folder>", "where keys, logs and run.json are (default: .kvmesh)")
     .option("--workload <name>", "agentic, conversation, or a file", "agentic")
-    .option("--rate <n>", "times as fast as recorded (default: the workload's own)", positive)
-    .option("--duration <seconds>", "length of the run of each policy", positive, 60)
+    .option(
+      "--rate <n>",
+      "times as fast as recorded (default: the workload's own), or as the rule of --demo disagg says",
+      positive,
+    )
+    .option(
+      "--duration <seconds>",
+      "length of the run of each policy (default: 60; conversation: 120)",
+      positive,
+    )
     .option("--policies <list>", `some of ${placementPolicies.join(",")}, or none`, policyList)
     .option("--workers <n>", "simulated engines (default: the workload's own)", countUpTo(64))
     .option("--routers <n>", "routers", countUpTo(8))
@@ -131,7 +148,7 @@ function upProgram(): Command {
         upCommand(
           {
             printConfig: flags.printConfig === true,
-            demo: flags.demo === true,
+            demo: flags.demo,
             once: flags.once === true,
             json: flags.json === true,
             config: flags.config,
@@ -139,7 +156,7 @@ function upProgram(): Command {
             sets: flags.set,
             workload: flags.workload,
             rate: flags.rate,
-            durationS: flags.duration,
+            durationS: flags.duration ?? demoDurationS(flags.workload),
             policies: flags.policies,
             workers: flags.workers,
             routers: flags.routers,
@@ -154,13 +171,27 @@ function upProgram(): Command {
 
 /** Refuses what means something with `--demo` alone, rather than let it be without effect. */
 function requireDemo(flags: UpFlags, command: Command): void {
-  if (flags.demo === true) return;
+  if (flags.demo === "disagg") refuseWithPairs(flags, command);
+  if (flags.demo !== undefined) return;
   const options = ["once", "json", "workload", "rate", "duration", "policies", "workers"];
   const given = options.filter((name) => command.getOptionValueSource(name) === "cli");
   if (given.length === 0) return;
   const names = given.map((name) => `--${name}`).join(", ");
   command.error(
     `error: ${names} ${given.length === 1 ? "needs" : "need"} --demo: without it there is no comparison and no simulated engine`,
+  );
+}
+
+/** Refuses what has no meaning where whole requests are compared with pairs: loads and engines are the demo's own. */
+function refuseWithPairs(flags: UpFlags, command: Command): void {
+  const isCompared = flags.policies !== undefined && flags.policies.length > 0;
+  const given = ["workload", "workers"].filter(
+    (name) => command.getOptionValueSource(name) === "cli",
+  );
+  const refused = [...given, ...(isCompared ? ["policies"] : [])].map((name) => `--${name}`);
+  if (refused.length === 0) return;
+  command.error(
+    `error: ${refused.join(", ")} cannot be used with --demo disagg: its loads and engines are its own, and --policies is none or left out`,
   );
 }
 
@@ -209,6 +240,49 @@ function readingPrograms(): Command[] {
       .option("--config <file>", "settings (default: kvmesh.yaml of this folder when there is one)")
       .action((flags: DoctorOptions) => leave(doctorCommand(flags, processIo))),
   ];
+}
+
+function number(text: string): number {
+  const value = Number(text);
+  if (text.trim() === "" || !Number.isFinite(value)) {
+    throw new InvalidArgumentError("must be a number");
+  }
+  return value;
+}
+
+function wholeNumber(text: string): number {
+  const value = Number(text);
+  if (!Number.isSafeInteger(value)) throw new InvalidArgumentError("must be a whole number");
+  return value;
+}
+
+function generateProgram(): Command {
+  return new Command("generate")
+    .description("run one request over gRPC and print its text as it comes")
+    .argument("<text>", "what to answer; - reads it from stdin")
+    .option(
+      "--relay <host:port>",
+      "a relay's gRPC port, several, or Envoy's trusted port (default: of the mesh that runs here)",
+      collectAddress,
+      [],
+    )
+    .option("--state <folder>", "state folder of the mesh (default: .kvmesh)")
+    .option("--model <name>", "model (default: the mesh's)")
+    .option("--chat", "as a message of a chat instead of a text to continue")
+    .option("--max-tokens <n>", "longest answer, tokens", countUpTo(1_000_000))
+    .option("--temperature <n>", "0 is greedy", number)
+    .option("--seed <n>", "seed of the sampling", wholeNumber)
+    .option("--stop <text>", "a text that ends the answer, several", collect, [])
+    .option("--tenant <name>", "whose request it is")
+    .option("--session <name>", "conversation whose requests should meet the same cache")
+    .option("--priority <class>", "class of the request")
+    .option("--request-id <id>", "id of the request (default: made up)")
+    .option("--timeout <seconds>", "deadline of the request", positive, 600)
+    .option("--resume <token>", "go on with a stream that broke; all else as the first time")
+    .option("--json", "print one JSON value at the end instead of the text")
+    .action((text: string, flags: GenerateCommandOptions) =>
+      leave(generateCommand(text, flags, processIo)),
+    );
 }
 
 function envoyProgram(): Command {
@@ -283,6 +357,7 @@ export function program(): Command {
   const commands = [
     upProgram(),
     ...readingPrograms(),
+    generateProgram(),
     replayCommand(),
     simCommand(),
     envoyProgram(),

@@ -4,6 +4,7 @@ import { describe, expect, test } from "vitest";
 import { parse } from "yaml";
 import { z } from "zod";
 import { consoleMetrics } from "../../services/console/metrics.ts";
+import { relayMetrics } from "../../services/relay/metrics.ts";
 import { routerMetrics } from "../../services/router/metrics.ts";
 import type { MetricSpec } from "../../services/shared/edge/metrics.ts";
 import { attributeCatalogue } from "../../services/shared/core/trace-catalogue.ts";
@@ -70,9 +71,12 @@ const Collector = z.strictObject({
 const rules = read("prometheus/rules.yaml", Rules).groups.flatMap((group) => group.rules);
 const foreign = read("prometheus/foreign-metrics.yaml", Foreign);
 const scrape = read("prometheus/prometheus.yaml", Scrape);
-const ours: readonly MetricSpec[] = [routerMetrics, workerMetrics, consoleMetrics].flatMap(
-  (catalogue: Readonly<Record<string, MetricSpec>>) => Object.values(catalogue),
-);
+const ours: readonly MetricSpec[] = [
+  routerMetrics,
+  relayMetrics,
+  workerMetrics,
+  consoleMetrics,
+].flatMap((catalogue: Readonly<Record<string, MetricSpec>>) => Object.values(catalogue));
 
 /** Label names that Prometheus or Envoy add to every series. */
 const commonLabels = [
@@ -157,7 +161,14 @@ describe("Prometheus", () => {
 
   test("scrapes every process, and the rules' jobs are its jobs", () => {
     const jobs = scrape.scrape_configs.map((job) => job.job_name);
-    expect(jobs).toEqual(["kvmesh-router", "kvmesh-worker", "kvmesh-console", "engine", "envoy"]);
+    expect(jobs).toEqual([
+      "kvmesh-router",
+      "kvmesh-relay",
+      "kvmesh-worker",
+      "kvmesh-console",
+      "engine",
+      "envoy",
+    ]);
     expect(scrape.rule_files).toEqual(["rules.yaml"]);
     const named = rules.flatMap((rule) => [...rule.expr.matchAll(/job=~?"([^"]*)"/gu)]);
     for (const [, pattern = ""] of named) {

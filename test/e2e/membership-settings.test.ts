@@ -41,6 +41,11 @@ console:
     messageBytesMax: 1
   stoer: {}
 consle: {}
+relay:
+  h2Port: -1
+  engines:
+    allowedCidrs: [everywhere]
+  deadlnes: {}
 `;
 
 beforeAll(() => {
@@ -89,6 +94,11 @@ const expected: Readonly<
     [9, "router.workers.graceMs", "a whole number, at least", "5s"],
     [10, "router.qeue", 'unknown key "qeue"', "known: ", "hotPort", "got 1"],
   ],
+  relay: [
+    [33, "relay.h2Port", "65535", "-1"],
+    [35, "relay.engines.allowedCidrs.0", "10.0.0.0/8", "everywhere"],
+    [36, "relay.deadlnes", 'unknown key "deadlnes"; did you mean "deadlines"?'],
+  ],
   worker: [
     [12, "worker.workerId", "[A-Za-z0-9._:-]", "no blanks"],
     [13, "worker.httpPort", "0", "-1"],
@@ -111,7 +121,7 @@ const expected: Readonly<
   ],
 };
 
-for (const service of ["router", "worker", "engine", "console"] as const) {
+for (const service of ["router", "relay", "worker", "engine", "console"] as const) {
   test(`${service}: all problems at once with file, line, path and range, exit 2, nothing listens`, async () => {
     const { code, out, problems } = await run(service);
     expect(code).toBe(2);

@@ -16,6 +16,8 @@ import { cacheEnv, tokenizerCache } from "./test-cache.ts";
 export interface TestMeshOptions {
   /** Simulated engines, each with a worker; default 2. A list gives each its own settings. */
   readonly engines?: number | readonly Settings[];
+  /** Settings of the worker beside each engine, such as its role, over those of the section. */
+  readonly members?: readonly Settings[];
   /** Default 1. */
   readonly routers?: number;
   /** Body mode of Envoy; default buffered. */
@@ -62,6 +64,8 @@ export interface TestMesh {
   /** Metrics and health of router i. */
   readonly routerHttp: readonly string[];
   readonly workerHttp: readonly string[];
+  /** ip:port of relay i for HTTP/2 and gRPC. */
+  readonly relays: readonly string[];
   readonly consoleUrl: string;
   readonly otlpEndpoint: string;
   /** Envoy's access log, one JSON value per request. */
@@ -165,6 +169,7 @@ export async function startMesh(options: TestMeshOptions = {}): Promise<TestMesh
     }),
     sections: {
       router: mergeSettings(hotServer, settings.router ?? {}),
+      relay: settings.relay ?? {},
       worker: mergeSettings({ engine: { modelDir } }, settings.worker ?? {}),
       engine: mergeSettings(quick, settings.engine ?? {}),
       console: settings.console ?? {},
@@ -173,6 +178,7 @@ export async function startMesh(options: TestMeshOptions = {}): Promise<TestMesh
     ports: "all-free",
     engines: list,
     workerSettings: {},
+    memberSettings: options.members ?? [],
     cacheFolder: tokenizerCache,
     env: { ...cacheEnv, ...options.env },
   });
@@ -230,6 +236,10 @@ class RunningTestMesh implements TestMesh {
 
   get routerHttp(): readonly string[] {
     return this.#mesh.options.ports.routers.map((router) => this.#at(router.http));
+  }
+
+  get relays(): readonly string[] {
+    return this.#mesh.options.ports.relays.map((relay) => `${this.#mesh.options.host}:${relay.h2}`);
   }
 
   get workerHttp(): readonly string[] {

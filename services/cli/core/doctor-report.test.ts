@@ -63,6 +63,7 @@ function facts(over: Partial<DoctorFacts> = {}): DoctorFacts {
     routers: [router],
     health: [{ name: "console", url: "http://127.0.0.1:8088/healthz" }],
     engines: [engine],
+    relays: [],
     members: [{ workerId: "w0", refusedBy: 0, refusals: [], clockOffsetMs: 2 }],
     restarts: [],
     meshBlockSizeTokens: 32,
@@ -266,4 +267,16 @@ describe("diagnose", () => {
     ]);
     expect(doctorJson(findings)).toMatchObject({ healthy: true });
   });
+});
+
+test("says to how many routers a relay is attached, and what to do about refusals", () => {
+  const relay = { instance: "relay-0", attached: 2, routers: 2, refusals: ["unavailable"] };
+  const of = (over: Partial<typeof relay>) =>
+    diagnose(facts({ relays: [{ ...relay, ...over }] })).find((one) => one.subject === "relay");
+  expect(of({})).toMatchObject({ severity: "ok", text: "relay-0 is attached to 2 of 2 routers" });
+  const refused = of({ attached: 1, refusals: ["permission_denied"] });
+  expect(refused?.severity).toBe("problem");
+  expect(refused?.text).toContain("1 of 2 routers; refused: permission_denied");
+  expect(refused?.mend).toContain("router.relays.allowedCidrs");
+  expect(of({ attached: 0, refusals: [] })?.mend).toContain("control ports");
 });

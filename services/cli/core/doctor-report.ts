@@ -113,6 +113,16 @@ export interface MemberNotes {
   readonly clockOffsetMs?: number;
 }
 
+/** What a relay says of its routers. */
+export interface RelayNotes {
+  readonly instance: string;
+  /** Routers that it is attached to, and how many there are. */
+  readonly attached: number;
+  readonly routers: number;
+  /** How its attach streams ended that routers refused, such as unauthenticated. */
+  readonly refusals: readonly string[];
+}
+
 /** A port of the configuration and who has it, when no mesh runs. */
 export interface PortFacts {
   readonly problem: string;
@@ -139,6 +149,7 @@ export interface DoctorFacts {
   readonly health: readonly HealthFacts[];
   readonly engines: readonly EngineFacts[];
   readonly members: readonly MemberNotes[];
+  readonly relays: readonly RelayNotes[];
   readonly restarts: readonly RestartFacts[];
   /** Tokens per mesh block; absent when not known. */
   readonly meshBlockSizeTokens: number | undefined;
@@ -193,6 +204,7 @@ export function diagnose(facts: DoctorFacts): Finding[] {
     ...facts.health.filter((one) => !isToldOf(one, facts.engines)).map(healthFinding),
     ...engines.filter((one) => !one.isSick).flatMap((one) => one.findings),
     ...facts.members.flatMap(memberFindings),
+    ...facts.relays.map(relayFinding),
   ];
 }
 
@@ -521,6 +533,19 @@ const refusalMends: Readonly<Record<string, string>> = {
   protocol_version: "protocol_version: run one version of kvmesh",
   stale_epoch: "stale_epoch: stop the older of two workers with this id",
 };
+
+function relayFinding({ instance, attached, routers, refusals }: RelayNotes): Finding {
+  const text = `${instance} is attached to ${attached} of ${routers} routers`;
+  if (attached >= routers) return ok("relay", text);
+  const why = refusals.length === 0 ? "" : `; refused: ${refusals.join(", ")}`;
+  return problem(
+    "relay",
+    `${text}${why}`,
+    attached === 0 && refusals.length === 0
+      ? "check that the routers' control ports answer; its log says more"
+      : "unauthenticated: give relay and routers the same mesh.keys (keysFile); permission_denied: add its address to router.relays.allowedCidrs; its log says more",
+  );
+}
 
 function memberFindings(member: MemberNotes): Finding[] {
   const findings: Finding[] = [];

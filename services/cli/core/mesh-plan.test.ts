@@ -1,24 +1,23 @@
 import { describe, expect, test } from "vitest";
+import { mergeSettings, planMesh, type PlanInput } from "./mesh-plan.ts";
 import {
   layoutFrom,
   layOutPorts,
-  mergeSettings,
-  planMesh,
   portCount,
   takePorts,
   type MeshCounts,
   type MeshPorts,
-  type PlanInput,
-} from "./mesh-plan.ts";
+} from "./mesh-ports.ts";
 
-const counts: MeshCounts = { routers: 2, engines: 2, workers: 2 };
+const counts: MeshCounts = { routers: 2, relays: 2, engines: 2, workers: 2 };
 
 function allPorts(ports: MeshPorts): number[] {
   const own = [ports.envoyPublic, ports.envoyTrusted, ports.envoyAdmin, ports.consoleWeb];
   const otlp = [ports.otlpGrpc, ports.otlpHttp];
   const routers = ports.routers.flatMap((one) => [one.hot, one.control, one.http]);
+  const relays = ports.relays.flatMap((one) => [one.h2, one.http1, one.metrics]);
   const engines = ports.engines.flatMap((one) => [one.http, one.kvEvents, one.kvReplay]);
-  return [...own, ...otlp, ...routers, ...engines, ...ports.workers];
+  return [...own, ...otlp, ...routers, ...relays, ...engines, ...ports.workers];
 }
 
 function input(over: Partial<PlanInput> = {}): PlanInput {
@@ -41,7 +40,7 @@ function input(over: Partial<PlanInput> = {}): PlanInput {
       settings: {},
     })),
     engines: [{ kvTokens: 1_000 }, { kvTokens: 2_000 }],
-    sections: { router: {}, worker: {}, engine: {}, console: {} },
+    sections: { router: {}, relay: {}, worker: {}, engine: {}, console: {} },
     ...over,
   };
 }
@@ -49,7 +48,7 @@ function input(over: Partial<PlanInput> = {}): PlanInput {
 describe("ports", () => {
   test("a layout has no overlaps up to its stated numbers", () => {
     const ports = allPorts(
-      layOutPorts(layoutFrom(20_000), { routers: 8, engines: 236, workers: 236 }),
+      layOutPorts(layoutFrom(20_000), { routers: 8, relays: 8, engines: 236, workers: 236 }),
     );
     expect(new Set(ports).size).toBe(ports.length);
     expect(Math.max(...ports)).toBeLessThan(20_000 + 1_104);
@@ -88,6 +87,7 @@ describe("planMesh", () => {
         engines: [],
         sections: {
           router: { logLevel: "warn", hotPort: 1, pools: { extra: true } },
+          relay: { logLevel: "warn", h2Port: 1, engines: { legsMax: 7 } },
           worker: { logLevel: "warn" },
           engine: {},
           console: {},
@@ -99,12 +99,38 @@ describe("planMesh", () => {
       hotPort: 20_012,
       pools: { extra: true, default: "default" },
     });
+    expect(plan.relays[0]?.settings).toMatchObject({
+      logLevel: "warn",
+      h2Port: 20_015,
+      engines: { legsMax: 7 },
+    });
     expect(plan.workers[0]?.settings["logLevel"]).toBe("debug");
     expect(plan.engines).toEqual([]);
   });
 
+  test("gives every relay all routers, and none where none is wanted", () => {
+    const plan = planMesh(input());
+    expect(plan.relays.map((one) => one.name)).toEqual(["relay-0", "relay-1"]);
+    expect(plan.relays[1]?.settings).toMatchObject({
+      instance: "relay-1",
+      h2Port: 20_025,
+      httpPort: 20_026,
+      metricsPort: 20_027,
+      keysFile: "/state/mesh.keys",
+      routers: { list: ["127.0.0.1:20013", "127.0.0.1:20023"] },
+      otlpEndpoint: "http://127.0.0.1:20004",
+    });
+    const without = input({ ports: layOutPorts(layoutFrom(20_000), { ...counts, relays: 0 }) });
+    expect(planMesh(without).relays).toEqual([]);
+  });
+
   test("names the setting that moves each port", () => {
     const plan = planMesh(input());
+    expect(plan.relays[1]?.ports[0]).toEqual({
+      name: "h2",
+      port: 20_025,
+      setting: "mesh.ports.relayH2 (relay 1 is 10 higher)",
+    });
     expect(plan.routers[1]?.ports[0]).toEqual({
       name: "hot",
       port: 20_022,

@@ -1,8 +1,10 @@
+import type { MeshPorts } from "./mesh-ports.ts";
+
 /** A tree of settings as kvmesh.yaml has it. */
 export type Settings = Readonly<Record<string, unknown>>;
 
 /** Services that `up` starts as Node processes. */
-export type PlannedService = "router" | "worker" | "engine" | "console";
+export type PlannedService = "router" | "relay" | "worker" | "engine" | "console";
 
 /** A port that a planned process listens on. */
 export interface PlannedPort {
@@ -14,133 +16,12 @@ export interface PlannedPort {
 
 /** One Node process: what to run, with which settings, on which ports. */
 export interface ProcessPlan {
-  /** `router-0`, `worker-2`, `engine-3`, `console`. */
+  /** `router-0`, `relay-0`, `worker-2`, `engine-3`, `console`. */
   readonly name: string;
   readonly service: PlannedService;
   /** Whole value of the service's key in the settings file of this process. */
   readonly settings: Settings;
   readonly ports: readonly PlannedPort[];
-}
-
-/** Ports of one router. */
-export interface RouterPorts {
-  readonly hot: number;
-  readonly control: number;
-  readonly http: number;
-}
-
-/** Ports of one simulated engine. */
-export interface EnginePorts {
-  readonly http: number;
-  readonly kvEvents: number;
-  readonly kvReplay: number;
-}
-
-/** Every port of a mesh, decided. */
-export interface MeshPorts {
-  readonly envoyPublic: number;
-  readonly envoyTrusted: number;
-  readonly envoyAdmin: number;
-  readonly routers: readonly RouterPorts[];
-  readonly engines: readonly EnginePorts[];
-  readonly workers: readonly number[];
-  readonly consoleWeb: number;
-  readonly otlpGrpc: number;
-  readonly otlpHttp: number;
-}
-
-/** First ports of a layout; see the `mesh.ports` settings. */
-export interface PortLayout {
-  readonly envoyPublic: number;
-  readonly envoyTrusted: number;
-  readonly envoyAdmin: number;
-  readonly routerHot: number;
-  readonly routerControl: number;
-  readonly routerHttp: number;
-  readonly engineHttp: number;
-  readonly engineKvEvents: number;
-  readonly engineKvReplay: number;
-  readonly workerHttp: number;
-  readonly consoleWeb: number;
-  readonly otlpGrpc: number;
-  readonly otlpHttp: number;
-}
-
-/** How many of each. */
-export interface MeshCounts {
-  readonly routers: number;
-  readonly engines: number;
-  readonly workers: number;
-}
-
-const indices = (count: number): number[] => Array.from({ length: count }, (_, index) => index);
-
-/** Ports of a mesh from the first port of each kind. */
-export function layOutPorts(layout: PortLayout, counts: MeshCounts): MeshPorts {
-  return {
-    envoyPublic: layout.envoyPublic,
-    envoyTrusted: layout.envoyTrusted,
-    envoyAdmin: layout.envoyAdmin,
-    routers: indices(counts.routers).map((i) => ({
-      hot: layout.routerHot + 10 * i,
-      control: layout.routerControl + 10 * i,
-      http: layout.routerHttp + 10 * i,
-    })),
-    engines: indices(counts.engines).map((i) => ({
-      http: layout.engineHttp + i,
-      kvEvents: layout.engineKvEvents + i,
-      kvReplay: layout.engineKvReplay + i,
-    })),
-    workers: indices(counts.workers).map((i) => layout.workerHttp + i),
-    consoleWeb: layout.consoleWeb,
-    otlpGrpc: layout.otlpGrpc,
-    otlpHttp: layout.otlpHttp,
-  };
-}
-
-/** A layout that starts at `base`, free of overlaps for up to 8 routers and 236 engines; takes 1,104 ports. */
-export function layoutFrom(base: number): PortLayout {
-  return {
-    envoyPublic: base,
-    envoyTrusted: base + 1,
-    envoyAdmin: base + 2,
-    consoleWeb: base + 3,
-    otlpGrpc: base + 4,
-    otlpHttp: base + 5,
-    routerHot: base + 12,
-    routerControl: base + 13,
-    routerHttp: base + 14,
-    engineHttp: base + 100,
-    engineKvEvents: base + 356,
-    engineKvReplay: base + 612,
-    workerHttp: base + 868,
-  };
-}
-
-/** How many ports `takePorts` consumes. */
-export function portCount(counts: MeshCounts): number {
-  return 6 + counts.routers * 3 + counts.engines * 3 + counts.workers;
-}
-
-/** Ports of a mesh from a list of free ones, taken in order. The list must hold `portCount` of them. */
-export function takePorts(free: readonly number[], counts: MeshCounts): MeshPorts {
-  let used = 0;
-  const take = (): number => free[used++] ?? 0;
-  return {
-    envoyPublic: take(),
-    envoyTrusted: take(),
-    envoyAdmin: take(),
-    routers: indices(counts.routers).map(() => ({ hot: take(), control: take(), http: take() })),
-    engines: indices(counts.engines).map(() => ({
-      http: take(),
-      kvEvents: take(),
-      kvReplay: take(),
-    })),
-    workers: indices(counts.workers).map(take),
-    consoleWeb: take(),
-    otlpGrpc: take(),
-    otlpHttp: take(),
-  };
 }
 
 /** An engine and the worker beside it. */
@@ -178,10 +59,14 @@ export interface PlanInput {
   readonly sections: Readonly<Record<PlannedService, Settings>>;
 }
 
+/** How long a relay lets open requests go on once it is to end, ms: what passes Envoy was drained there already. */
+export const relayDrainMs = 400;
+
 /** Every Node process of a mesh. Envoy is planned from the same ports by its own bootstrap. */
 export interface MeshPlan {
   readonly console: ProcessPlan | undefined;
   readonly routers: readonly ProcessPlan[];
+  readonly relays: readonly ProcessPlan[];
   readonly engines: readonly ProcessPlan[];
   readonly workers: readonly ProcessPlan[];
 }
@@ -210,6 +95,7 @@ export function planMesh(input: PlanInput): MeshPlan {
   return {
     console: input.console ? planConsole(input) : undefined,
     routers: input.ports.routers.map((_, index) => planRouter(input, index)),
+    relays: input.ports.relays.map((_, index) => planRelay(input, index)),
     engines: input.engines.map((settings, index) => planEngine(input, settings, index)),
     workers: input.members.map((member, index) => planWorker(input, member, index)),
   };
@@ -239,6 +125,31 @@ function planRouter(input: PlanInput, index: number): ProcessPlan {
       pools: { default: input.defaultPool, known: [input.defaultPool] },
       peers: addresses.filter((_, other) => other !== index),
       cacheFolder: input.cacheFolder,
+      ...endpointOf(input),
+    }),
+  };
+}
+
+function planRelay(input: PlanInput, index: number): ProcessPlan {
+  const own = input.ports.relays[index];
+  if (own === undefined) throw new RangeError(`no ports for relay ${String(index)}`);
+  const step = index === 0 ? "" : ` (relay ${String(index)} is ${String(10 * index)} higher)`;
+  return {
+    name: `relay-${String(index)}`,
+    service: "relay",
+    ports: [
+      { name: "h2", port: own.h2, setting: `mesh.ports.relayH2${step}` },
+      { name: "http", port: own.http1, setting: `mesh.ports.relayHttp1${step}` },
+      { name: "metrics", port: own.metrics, setting: `mesh.ports.relayMetrics${step}` },
+    ],
+    settings: mergeSettings(mergeSettings({ drainMsMax: relayDrainMs }, input.sections.relay), {
+      instance: `relay-${String(index)}`,
+      host: input.host,
+      h2Port: own.h2,
+      httpPort: own.http1,
+      metricsPort: own.metrics,
+      keysFile: input.keysFile,
+      routers: { list: routerAddresses(input.host, input.ports) },
       ...endpointOf(input),
     }),
   };

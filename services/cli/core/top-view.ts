@@ -47,6 +47,7 @@ export class TopModel {
       this.#summary(topology, nowMs),
       "",
       ...workerLines(topology),
+      ...relayLines(topology),
       "",
       ...decisionLines(this.#decisions.slice(0, Math.max(3, size.rows))),
     ];
@@ -68,6 +69,7 @@ export class TopModel {
 function workerLines(topology: WatchTopologyResponse): string[] {
   const columns: Column[] = [
     { title: "worker" },
+    { title: "role" },
     { title: "state" },
     right("open"),
     right("run"),
@@ -80,6 +82,7 @@ function workerLines(topology: WatchTopologyResponse): string[] {
   const rows = topology.pools.flatMap((pool) =>
     pool.workers.map((worker) => [
       worker.workerId,
+      worker.role,
       worker.state,
       formatCount(worker.openRequests),
       formatCount(worker.running),
@@ -91,6 +94,16 @@ function workerLines(topology: WatchTopologyResponse): string[] {
     ]),
   );
   return rows.length === 0 ? ["no worker has joined"] : textTable(columns, rows);
+}
+
+/** Relays in one line; nothing where there are none. */
+function relayLines({ relays }: WatchTopologyResponse): string[] {
+  if (relays.length === 0) return [];
+  const each = relays.map(
+    ({ instance, state, openRequests }) =>
+      `${instance} ${state}, ${formatCount(openRequests)} open`,
+  );
+  return [`relays: ${each.join("; ")}`];
 }
 
 /** A share as a bar of `width` characters. */

@@ -32,6 +32,37 @@ describe("workersView", () => {
     expect(lines.at(-1)?.split(/ {2,}/)).toEqual(["router-1", "serving", "18", "210 ms"]);
   });
 
+  test("prints relays where there are some", () => {
+    const relay = {
+      instance: "relay-0",
+      h2Endpoint: "127.0.0.1:9100",
+      httpEndpoint: "127.0.0.1:9101",
+      state: "attached",
+      openRequests: 3,
+      engines: ["vllm", "sglang"],
+      heldBy: ["router-0"],
+    };
+    const seen = topology({ relays: [relay, { ...relay, instance: "relay-1", heldBy: [] }] });
+    const cells = (name: string): string[] | undefined =>
+      workersView(seen)
+        .find((line) => line.startsWith(name))
+        ?.split(/ {2,}/);
+    expect(cells("relay-0")?.slice(1)).toEqual([
+      "127.0.0.1:9100",
+      "127.0.0.1:9101",
+      "attached",
+      "3",
+      "vllm, sglang",
+      "router-0",
+    ]);
+    expect(cells("relay-1")?.at(-1)).toBe("nobody");
+    const model = new TopModel();
+    model.topology(seen);
+    const screen = model.lines({ columns: 160, rows: 20 }, 0);
+    expect(screen).toContain("relays: relay-0 attached, 3 open; relay-1 attached, 3 open");
+    expect(workersView(topology()).join("\n")).not.toContain("relay");
+  });
+
   test("says when nobody has joined, and gives JSON without bigints", () => {
     expect(workersView(topology({ pools: [] }))[0]).toBe("no pool: no worker has joined");
     expect(JSON.parse(JSON.stringify(workersJson(topology())))).toMatchObject({

@@ -1,4 +1,5 @@
 import type {
+  RelayState,
   WatchTopologyResponse,
   WorkerState,
 } from "../../shared/gen/kvmesh/router/v1/router.ts";
@@ -7,7 +8,7 @@ import { formatCount, formatMs, formatRatio, textTable, type Column } from "./te
 
 const right = (title: string): Column => ({ title, align: "right" });
 
-/** Pools, workers with all their facts, and routers, as lines of text. */
+/** Pools, workers with all their facts, relays and routers, as lines of text. */
 export function workersView(topology: WatchTopologyResponse): string[] {
   const lines: string[] = [];
   for (const pool of topology.pools) {
@@ -18,6 +19,7 @@ export function workersView(topology: WatchTopologyResponse): string[] {
     );
   }
   if (topology.pools.length === 0) lines.push("no pool: no worker has joined", "");
+  if (topology.relays.length > 0) lines.push(...relayTable(topology.relays), "");
   lines.push(
     ...textTable(
       [{ title: "router" }, { title: "state" }, { title: "epoch" }, right("heard")],
@@ -35,6 +37,29 @@ export function workersView(topology: WatchTopologyResponse): string[] {
 /** The same as a value for `--json`. */
 export function workersJson(topology: WatchTopologyResponse): unknown {
   return toJson({ schema: 1, ...topology });
+}
+
+function relayTable(relays: readonly RelayState[]): string[] {
+  return textTable(
+    [
+      { title: "relay" },
+      { title: "HTTP/2, gRPC" },
+      { title: "HTTP/1.1" },
+      { title: "state" },
+      right("open"),
+      { title: "engines" },
+      { title: "held by" },
+    ],
+    relays.map((relay) => [
+      relay.instance,
+      relay.h2Endpoint,
+      relay.httpEndpoint,
+      relay.state,
+      formatCount(relay.openRequests),
+      relay.engines.join(", "),
+      relay.heldBy.length === 0 ? "nobody" : relay.heldBy.join(", "),
+    ]),
+  );
 }
 
 function workerTable(workers: readonly WorkerState[]): string[] {

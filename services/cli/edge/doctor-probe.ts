@@ -2,6 +2,7 @@ import { execFile } from "node:child_process";
 import { connect } from "node:net";
 import { promisify } from "node:util";
 import { request } from "undici";
+import { relaysCluster } from "../../../envoy/headers.ts";
 import { MeshError } from "../../shared/core/errors.ts";
 import { realClock } from "../../shared/edge/clock.ts";
 import { loadKeys } from "../../shared/edge/keys.ts";
@@ -12,6 +13,7 @@ import type {
   EnvoyFacts,
   HealthFacts,
   MemberNotes,
+  RelayNotes,
   RouterFacts,
 } from "../core/doctor-report.ts";
 import { envoyVersion, sumStats } from "../core/envoy-state.ts";
@@ -45,7 +47,7 @@ export async function probe(input: ProbeInput): Promise<DoctorFacts> {
   const mesh = state.kind === "running" ? state.run : undefined;
   const given = input.router !== undefined && input.router.length > 0;
   const addresses = given ? input.router : (mesh?.routers.map((router) => router.control) ?? []);
-  const [nodeVersion, envoyBinary, ports, envoy, routers, health, engines, members] =
+  const [nodeVersion, envoyBinary, ports, envoy, routers, health, engines, members, relays] =
     await Promise.all([
       versionOf(serviceNode),
       probeEnvoyBinary(),
@@ -55,6 +57,7 @@ export async function probe(input: ProbeInput): Promise<DoctorFacts> {
       probeHealth(mesh),
       Promise.all((mesh?.members ?? []).map(probeEngine)),
       Promise.all((mesh?.members ?? []).map(probeMember)),
+      Promise.all((mesh?.relays ?? []).map((one) => probeRelay(one, mesh?.routers.length ?? 0))),
     ]);
   return {
     nodeVersion,
@@ -70,6 +73,7 @@ export async function probe(input: ProbeInput): Promise<DoctorFacts> {
     health,
     engines,
     members: members.filter((member) => member !== undefined),
+    relays: relays.filter((relay) => relay !== undefined),
     restarts: (mesh?.processes ?? []).flatMap(({ name, logFile, died }) =>
       died === undefined
         ? []
@@ -156,7 +160,7 @@ async function probeEnvoy(mesh: MeshRun): Promise<EnvoyFacts | undefined> {
         .filter(([name]) => /^cluster\.pool-.*\.update_rejected$/.test(name))
         .reduce((sum, [, value]) => sum + value, 0),
       clusters: [...clusters]
-        .filter(([name]) => name === "router" || name === "control" || name.startsWith("pool-"))
+        .filter(([name]) => isLookedAt(name, mesh))
         .map(([name, hosts]) => ({
           name,
           hosts: hosts.length,
@@ -166,6 +170,12 @@ async function probeEnvoy(mesh: MeshRun): Promise<EnvoyFacts | undefined> {
   } catch (error) {
     return { ...nothing, problem: textOf(error) };
   }
+}
+
+/** Clusters whose endpoints should be healthy; that of relays has some only where the mesh runs relays. */
+function isLookedAt(cluster: string, mesh: MeshRun): boolean {
+  if (cluster === relaysCluster) return mesh.relays.length > 0;
+  return cluster === "router" || cluster === "control" || cluster.startsWith("pool-");
 }
 
 /** Time between the two looks that tell what happens now from what happened once, ms. */
@@ -239,6 +249,10 @@ async function probeHealth(mesh: MeshRun | undefined): Promise<HealthFacts[]> {
     ...mesh.routers.map((router) => ({
       name: router.instance,
       url: `http://${router.http}/healthz`,
+    })),
+    ...mesh.relays.map((relay) => ({
+      name: relay.instance,
+      url: `http://${relay.metrics}/healthz`,
     })),
     ...mesh.members.map((member) => ({
       name: `worker ${member.workerId}`,
@@ -355,6 +369,40 @@ async function probeMember(member: MeshRun["members"][number]): Promise<MemberNo
         .filter((sample) => sample.labels["kind"] !== "unknown")
         .reduce((sum, one) => sum + one.value, 0),
       ...(furthest === undefined ? {} : { clockOffsetMs: furthest }),
+    };
+  } catch {
+    // That it does not answer is among the health facts.
+    return undefined;
+  }
+}
+
+/** Ends of attach streams that are a router's refusal. */
+const attachRefusals = [
+  "unauthenticated",
+  "permission_denied",
+  "already_exists",
+  "aborted",
+  "invalid_argument",
+  "unimplemented",
+];
+
+async function probeRelay(
+  { instance, metrics }: MeshRun["relays"][number],
+  routers: number,
+): Promise<RelayNotes | undefined> {
+  try {
+    const { text } = await get(`http://${metrics}/metrics`);
+    const samples = readSamples(text, ["kvmesh_relay_routers", "kvmesh_relay_attaches_total"]);
+    return {
+      instance,
+      routers,
+      attached: samples
+        .filter((one) => one.labels["state"] === "attached")
+        .reduce((sum, one) => sum + one.value, 0),
+      refusals: samples
+        .filter((one) => one.name === "kvmesh_relay_attaches_total" && one.value > 0)
+        .map((one) => one.labels["outcome"] ?? "")
+        .filter((outcome) => attachRefusals.includes(outcome)),
     };
   } catch {
     // That it does not answer is among the health facts.

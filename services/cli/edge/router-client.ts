@@ -19,6 +19,14 @@ export type DecisionKey =
   | { readonly kind: "decision"; readonly id: string }
   | { readonly kind: "request"; readonly id: string };
 
+/** What is changed with a policy. */
+export interface PolicyOptions {
+  /** Whether admission holds nothing back. */
+  readonly placeOnArrival: boolean;
+  /** Whether requests may run as pairs of workers: auto, never or always; absent: as it is. */
+  readonly disaggregation?: string;
+}
+
 /**
  * Client of the routers' control interface: any live one of the addresses answers. Calls fail with the router's own
  * error, or `worker_lost` naming every address when none can be reached.
@@ -50,9 +58,9 @@ export class RouterClient {
     );
   }
 
-  /** Changes the policy of all pools on all routers, and whether admission may hold requests back. */
-  async setPolicy(policy: string, placeOnArrival: boolean): Promise<SetPolicyResponse> {
-    const request = { pool: "", policy, propagate: true, placeOnArrival };
+  /** Changes the policy of all pools on all routers, and what goes with it. */
+  async setPolicy(policy: string, options: PolicyOptions): Promise<SetPolicyResponse> {
+    const request = { pool: "", policy, propagate: true, ...options };
     return this.#any((stub) =>
       unary<SetPolicyResponse>((options, done) =>
         stub.setPolicy(request, new Metadata(), options, done),

@@ -7,11 +7,8 @@ import { exitCodes, type CommandIo } from "./command-io.ts";
 import { Interrupts } from "./interrupts.ts";
 import { entryPoints, packageRoot, serviceNode } from "./up/mesh.ts";
 
-/** Services with a command of their own: those that `up` starts, and the relay. */
-export type ServiceName = PlannedService | "relay";
-
-/** Programs of services that `up` does not start. */
-const otherEntryPoints = { relay: ["services/relay/main.ts"] } as const;
+/** Services with a command of their own. */
+export type ServiceName = PlannedService;
 
 /** What services take, in the order of the help. */
 const serviceFlags = ["--config", "--set", "--print-config", "--version", "--help"] as const;
@@ -93,7 +90,7 @@ export async function serviceCommand(
     return exitCodes.done;
   }
   requireKnownFlags(service, flags);
-  const [main, ...words] = service === "relay" ? otherEntryPoints.relay : entryPoints[service];
+  const [main, ...words] = entryPoints[service];
   const child = spawn(
     serviceNode,
     [join(packageRoot, main), ...words, ...withoutShortForms(service, flags)],

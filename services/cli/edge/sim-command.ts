@@ -35,6 +35,7 @@ interface SimLine {
     | "errorsByKind"
     | "errorExamples"
     | "unpicked"
+    | "goodput"
     | "usageMissing"
     | "lengthDiffers"
     | "generator"
@@ -55,6 +56,7 @@ function asReplay({ policy, result }: SimLine): ReplayResult {
     errorsByKind: result.errors === 0 ? {} : { unanswered: result.errors },
     errorExamples: [],
     unpicked: 0,
+    goodput: null,
     usageMissing: 0,
     lengthDiffers: 0,
     generator: {

@@ -67,6 +67,23 @@ describe("summariseRun", () => {
     expect(result.generator).toMatchObject({ cpuCores: 0.05, cpuMsPerRequest: 750 });
   });
 
+  test("counts as goodput what was answered within both targets, over the measured time", () => {
+    const targets = { ttftMs: 50, itlMs: 7 };
+    const result = run(
+      [
+        record({ isWarmup: true }),
+        record(),
+        record({ ttftMs: 51 }),
+        record({ tpotMs: 7.1 }),
+        record({ ttftMs: 50, tpotMs: undefined }),
+        record({ error: "http_503", ttftMs: undefined, tpotMs: undefined }),
+      ],
+      { targets },
+    );
+    expect(result.goodput).toEqual({ targets, kept: 2, ratio: 0.4, perSecond: 0.05 });
+    expect(run([record()]).goodput).toBeNull();
+  });
+
   test("leaves failed requests out of the latencies", () => {
     const result = run([record(), record({ error: "truncated", ttftMs: 1 })]);
     expect(result.ttftMs).toMatchObject({ count: 1, mean: 40 });

@@ -1,3 +1,4 @@
+import { goodputOf, type Goodput, type LatencyTargets } from "./goodput.ts";
 import type { RequestRecord } from "./outcome.ts";
 import { summarise, type Summary } from "./statistics.ts";
 
@@ -51,6 +52,8 @@ export interface ReplayResult {
   readonly ttftMs: Summary;
   readonly tpotMs: Summary;
   readonly durationOfRequestMs: Summary;
+  /** What kept the targets that the run had; `null` without any. */
+  readonly goodput: Goodput | null;
   /** Cached prompt tokens ÷ prompt tokens over the measured answers that say so; `null` when none does. */
   readonly hitTokenRatio: number | null;
   readonly promptTokens: number;
@@ -83,6 +86,8 @@ export interface RunFacts {
   readonly cpuMs: number;
   readonly wallMs: number;
   readonly machineCpuRatio: number | null;
+  /** Absent: nothing is counted. */
+  readonly targets?: LatencyTargets | undefined;
   readonly stopped: boolean;
 }
 
@@ -179,6 +184,10 @@ export function summariseRun(records: readonly RequestRecord[], facts: RunFacts)
     ttftMs: summarise(defined(good.map((record) => record.ttftMs))),
     tpotMs: summarise(defined(good.map((record) => record.tpotMs))),
     durationOfRequestMs: summarise(good.map((record) => record.endMs - record.dueMs)),
+    goodput:
+      facts.targets === undefined
+        ? null
+        : goodputOf(measured, facts.targets, facts.durationMs - facts.warmupMs),
     hitTokenRatio: cacheTold === 0 ? null : cachedTokens / cacheTold,
     promptTokens,
     outputTokens,

@@ -4,6 +4,7 @@ import type { Clock } from "../../../shared/core/clock.ts";
 import { PromptText } from "../../../shared/core/workload/text.ts";
 import type { Workload } from "../../../shared/core/workload/workload.ts";
 import { realClock } from "../../../shared/edge/clock.ts";
+import type { LatencyTargets } from "../../core/replay/goodput.ts";
 import type { RequestErrorKind, RequestRecord } from "../../core/replay/outcome.ts";
 import { apiPaths, requestBody } from "../../core/replay/request-body.ts";
 import { summariseRun, type ReplayResult } from "../../core/replay/result.ts";
@@ -37,6 +38,8 @@ export interface ReplayOptions {
   readonly warmupRatio?: number;
   /** Default `completions`. */
   readonly api?: "completions" | "chat";
+  /** Counts requests that keep these as goodput. */
+  readonly targets?: LatencyTargets | undefined;
   /** More request headers. */
   readonly headers?: Readonly<Record<string, string>>;
   /** Reads every answer in full and judges it; `checkTokenCount` counts tokens. */
@@ -139,7 +142,7 @@ class Run {
         stopped ? "the run was called off" : "still open when the run's last wait ended",
       );
       const cpu = process.cpuUsage(cpuAtStart);
-      const { workload, url, model, rateFactor } = this.#options;
+      const { workload, url, model, rateFactor, targets } = this.#options;
       this.#records.sort((a, b) => a.index - b.index);
       return summariseRun(this.#records, {
         workload: workload.name,
@@ -155,6 +158,7 @@ class Run {
         cpuMs: (cpu.user + cpu.system) / 1_000,
         wallMs: this.#elapsedMs(),
         machineCpuRatio,
+        targets,
         stopped,
       });
     } finally {

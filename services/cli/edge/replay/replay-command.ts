@@ -5,6 +5,7 @@ import { request } from "undici";
 import { workloadFacts, type Workload } from "../../../shared/core/workload/workload.ts";
 import { loadWorkload } from "../../../shared/edge/workload-files.ts";
 import { renderComparison } from "../../core/replay/comparison.ts";
+import type { LatencyTargets } from "../../core/replay/goodput.ts";
 import type { ReplayResult } from "../../core/replay/result.ts";
 import { checkTokenCount } from "./exchange.ts";
 import { runReplay, type ReplayProgress } from "./generator.ts";
@@ -24,6 +25,8 @@ interface Flags {
   readonly blockTokens?: number;
   readonly spreadTickMs?: number;
   readonly openMax: number;
+  readonly ttftTarget?: number;
+  readonly itlTarget?: number;
 }
 
 function positive(text: string): number {
@@ -195,6 +198,7 @@ async function replay(source: string, flags: Flags, signal: AbortSignal): Promis
     headers,
     openMax: flags.openMax,
     verify: flags.verify === true ? checkTokenCount : undefined,
+    targets: targetsOf(flags),
     signal,
     onProgress: showsProgress
       ? (progress) => process.stderr.write(`\r\u001b[K${progressLine(progress)}`)
@@ -209,18 +213,27 @@ async function replay(source: string, flags: Flags, signal: AbortSignal): Promis
   return result;
 }
 
+/** The targets asked for; one that is not named is always kept. */
+function targetsOf({ ttftTarget, itlTarget }: Flags): LatencyTargets | undefined {
+  if (ttftTarget === undefined && itlTarget === undefined) return undefined;
+  return { ttftMs: ttftTarget ?? Infinity, itlMs: itlTarget ?? Infinity };
+}
+
 function printResult(result: ReplayResult, flags: Flags): void {
   if (flags.json === true) {
     process.stdout.write(`${JSON.stringify(result)}\n`);
     return;
   }
-  const { generator } = result;
+  const { generator, goodput } = result;
   const color = process.stdout.isTTY && process.env["NO_COLOR"] === undefined;
   const width = process.stdout.isTTY ? process.stdout.columns : 120;
   process.stdout.write(
     `${result.workload} against ${result.url}: ${result.ratePerSecond.toFixed(1)} requests/s for ` +
       `${(result.durationMs / 1_000).toFixed(0)} s, first ${(result.warmupMs / 1_000).toFixed(0)} s warm-up\n` +
       `${renderComparison({ [result.model]: result }, { color, width })}\n` +
+      (goodput === null
+        ? ""
+        : `goodput: ${goodput.perSecond.toFixed(2)} requests/s kept their targets, ${(goodput.ratio * 100).toFixed(1)} %\n`) +
       `generator: ${generator.cpuCores.toFixed(2)} cores, ${generator.cpuMsPerRequest.toFixed(2)} ms per request, ` +
       `${generator.cpuUsPerChunk.toFixed(0)} µs per chunk\n` +
       result.errorExamples.map((example) => `${example}\n`).join(""),
@@ -265,6 +278,8 @@ export function replayCommand(): Command {
     )
     .option("--block-tokens <n>", "tokens per block id of the file", positiveWhole)
     .option("--spread-tick-ms <n>", "spread arrivals over ticks of this length", positive)
+    .option("--ttft-target <ms>", "count what has its first token within so long", positive)
+    .option("--itl-target <ms>", "count what has a token at least so often in the mean", positive)
     .option("--open-max <n>", "most requests open at once", positiveWhole, 4_096)
     .action(async (source: string, flags: Flags) => {
       const stop = new AbortController();

@@ -1,11 +1,13 @@
 import { existsSync, readFileSync } from "node:fs";
 import { MeshError } from "../../../shared/core/errors.ts";
 import { realClock } from "../../../shared/edge/clock.ts";
-import { progressLine, rotated, type RunProgress } from "../../core/progress-line.ts";
+import { rotated, type RunProgress } from "../../core/progress-line.ts";
 import type { ReplayResult } from "../../core/replay/result.ts";
 import type { CommandIo } from "../command-io.ts";
 import { runReplayInProcess } from "../replay/replay-process.ts";
+import type { PolicyOptions } from "../router-client.ts";
 import type { Mesh } from "./mesh.ts";
+import { ProgressPrinter } from "./progress-printer.ts";
 import { readTraffic, unpickedBetween } from "./traffic-counts.ts";
 
 /** A comparison of policies on one mesh. */
@@ -28,8 +30,6 @@ export interface DemoOptions {
 
 /** Share of each run that warms caches and is not counted. */
 const warmupRatio = 1 / 3;
-/** Time between two progress lines where nothing can be redrawn, ms. */
-const lineEveryMs = 10_000;
 
 /**
  * Replays the workload once per policy, in the same processes but for the engines, which start again empty before
@@ -56,13 +56,9 @@ export async function comparePolicies(
   return ordered;
 }
 
-/** Sets the policy on every router. Fails with `worker_lost` when one did not take it. */
-export async function setPolicy(
-  mesh: Mesh,
-  policy: string,
-  options: { readonly placeOnArrival: boolean },
-): Promise<void> {
-  const { appliedBy } = await mesh.routers.setPolicy(policy, options.placeOnArrival);
+/** Sets the policy, and what goes with it, on every router. Fails with `worker_lost` when one did not take it. */
+export async function setPolicy(mesh: Mesh, policy: string, options: PolicyOptions): Promise<void> {
+  const { appliedBy } = await mesh.routers.setPolicy(policy, options);
   const wanted = mesh.options.ports.routers.length;
   if (appliedBy.length < wanted) {
     throw new MeshError(
@@ -143,31 +139,6 @@ function named(
     counts[name] = (counts[name] ?? 0) + count;
   }
   return counts;
-}
-
-/** Draws progress on stderr: one line that changes on a terminal, else a line now and then. */
-class ProgressPrinter {
-  readonly #io: CommandIo;
-  readonly #isTerminal = process.stderr.isTTY;
-  #lastMs = Number.NEGATIVE_INFINITY;
-
-  constructor(io: CommandIo) {
-    this.#io = io;
-  }
-
-  show(progress: RunProgress): void {
-    const now = realClock.now();
-    if (this.#isTerminal) {
-      process.stderr.write(`\r\u001b[K${progressLine(progress, process.stderr.columns - 1)}`);
-    } else if (now - this.#lastMs >= lineEveryMs) {
-      this.#lastMs = now;
-      this.#io.err(progressLine(progress, 200));
-    }
-  }
-
-  end(): void {
-    if (this.#isTerminal) process.stderr.write("\r\u001b[K");
-  }
 }
 
 /** Number of earlier comparisons in this state folder; counted up. */

@@ -5,18 +5,22 @@ import { defaultLimits, defaultTimeouts } from "../../../../envoy/options.ts";
 import { MeshError } from "../../../shared/core/errors.ts";
 import type { EnvoyConfig, MeshConfig } from "../../config.ts";
 import {
-  layoutFrom,
-  layOutPorts,
+  mergeSettings,
   planMesh,
-  portCount,
-  takePorts,
-  type MeshCounts,
   type MeshPlan,
-  type MeshPorts,
   type PlannedMember,
   type PlannedService,
   type Settings,
 } from "../../core/mesh-plan.ts";
+import {
+  layoutFrom,
+  layOutPorts,
+  portCount,
+  takePorts,
+  type MeshCounts,
+  type MeshPorts,
+} from "../../core/mesh-ports.ts";
+import { relaysWanted } from "../../core/relay-count.ts";
 import { findEnvoy } from "./envoy-process.ts";
 import { packageRoot, type MeshOptions } from "./mesh.ts";
 import { checkPorts, freePorts, portProblemsText, type WantedPort } from "./port-check.ts";
@@ -37,6 +41,8 @@ export interface MeshRequest {
   readonly engines: readonly Settings[];
   /** Settings of every worker, laid under a member's own. */
   readonly workerSettings: Settings;
+  /** Of simulated engines: what lies over that for the worker of each. */
+  readonly memberSettings?: readonly Settings[];
   /** Where processes keep tokenizer tables; a folder of the state's when absent. Meshes may share it. */
   readonly cacheFolder?: string;
   /** Added to the environment of every process. */
@@ -60,6 +66,12 @@ export async function prepareMesh(input: MeshRequest): Promise<PreparedMesh> {
   const { mesh, state } = input;
   const counts: MeshCounts = {
     routers: mesh.routers,
+    relays: relaysWanted({
+      configured: mesh.relays,
+      router: input.sections.router,
+      worker: input.sections.worker,
+      members: workerSettingsOf(input),
+    }),
     engines: input.engines.length,
     workers: input.engines.length === 0 ? mesh.workers.length : input.engines.length,
   };
@@ -119,7 +131,13 @@ async function choosePorts(input: MeshRequest, counts: MeshCounts): Promise<Mesh
 
 async function requirePorts(input: MeshRequest, plan: MeshPlan, ports: MeshPorts): Promise<void> {
   const { host } = input.mesh;
-  const processes = [plan.console, ...plan.routers, ...plan.engines, ...plan.workers];
+  const processes = [
+    plan.console,
+    ...plan.routers,
+    ...plan.relays,
+    ...plan.engines,
+    ...plan.workers,
+  ];
   const wanted: WantedPort[] = processes.flatMap((one) =>
     one === undefined
       ? []
@@ -136,24 +154,34 @@ async function requirePorts(input: MeshRequest, plan: MeshPlan, ports: MeshPorts
   }
 }
 
+/** Settings of each worker that lie over the section `worker`. */
+function workerSettingsOf(input: MeshRequest): Settings[] {
+  const { engines, workerSettings, mesh } = input;
+  return engines.length === 0
+    ? mesh.workers.map((worker) => mergeSettings(workerSettings, worker.settings))
+    : engines.map((_, index) => mergeSettings(workerSettings, input.memberSettings?.[index] ?? {}));
+}
+
 function simulatedMembers(input: MeshRequest, ports: MeshPorts): PlannedMember[] {
   const { host } = input.mesh;
+  const settings = workerSettingsOf(input);
   return ports.engines.map((engine, index) => ({
     workerId: `w${index}`,
     engineUrl: `http://${host}:${engine.http}`,
     kvEvents: `tcp://${host}:${engine.kvEvents}`,
     kvReplay: `tcp://${host}:${engine.kvReplay}`,
-    settings: input.workerSettings,
+    settings: settings[index] ?? {},
   }));
 }
 
 function externalMembers(input: MeshRequest): PlannedMember[] {
-  return input.mesh.workers.map((worker) => ({
+  const settings = workerSettingsOf(input);
+  return input.mesh.workers.map((worker, index) => ({
     workerId: worker.id,
     engineUrl: worker.engine,
     kvEvents: worker.kvEvents,
     kvReplay: worker.kvReplay,
-    settings: { ...input.workerSettings, ...worker.settings },
+    settings: settings[index] ?? {},
   }));
 }
 
@@ -203,6 +231,7 @@ function planEnvoy(
     concurrency,
     poolCluster: `pool-${defaultPool}`,
     poolEndpoints: facts.members.length,
+    relayEndpoints: ports.relays.length,
     routerCluster: "router",
     bootstrap: buildBootstrap({
       nodeId: "gateway-1",

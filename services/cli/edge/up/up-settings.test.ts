@@ -3,7 +3,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ConfigError } from "../../../shared/edge/config.ts";
-import { layoutFrom, layOutPorts, planMesh } from "../../core/mesh-plan.ts";
+import { planMesh } from "../../core/mesh-plan.ts";
+import { layoutFrom, layOutPorts } from "../../core/mesh-ports.ts";
 import { checkServiceSettings } from "./service-settings.ts";
 import { StateFolder } from "./state-folder.ts";
 import { readUpSettings, type UpSettings } from "./up-settings.ts";
@@ -69,6 +70,7 @@ describe("readUpSettings", () => {
     expect(effective).toContain("mesh.routers = 3  # file");
     expect(effective).toContain('mesh.host = "127.0.0.2"  # flag');
     expect(effective).toContain("envoy.concurrency = 1  # default");
+    expect(effective).toContain('mesh.relays = "auto"  # default');
   });
 });
 
@@ -76,7 +78,7 @@ async function serviceProblems(yaml: string): Promise<string[]> {
   const { mesh, sections, lines } = read(yaml);
   const state = new StateFolder(join(folder, "state"));
   const keysFile = state.prepare("");
-  const counts = { routers: 1, engines: 0, workers: mesh.workers.length };
+  const counts = { routers: 1, relays: 1, engines: 0, workers: mesh.workers.length };
   const plan = planMesh({
     host: mesh.host,
     keysFile,
@@ -121,10 +123,17 @@ mesh:
       settings:
         engine:
           modelDri: /models/x
+relay:
+  h2Prot: 1
 `);
-    expect(problems).toHaveLength(3);
+    expect(problems).toHaveLength(4);
     expect(problems[0]).toMatch(
       /^\.\/kvmesh\.yaml:2: router\.polcy: unknown key "polcy"; did you mean "policy"\?/,
+    );
+    expect(problems).toContainEqual(
+      expect.stringMatching(
+        /^\.\/kvmesh\.yaml:13: relay\.h2Prot: unknown key "h2Prot"; did you mean "h2Port"\?/,
+      ),
     );
     expect(problems).toContainEqual(
       expect.stringMatching(/^\.\/kvmesh\.yaml:4: worker\.logLevel: must be one of/),

@@ -55,6 +55,7 @@ export function readUpSettings(options: {
     envoy: envoy.config,
     sections: {
       router: section("router"),
+      relay: section("relay"),
       worker: section("worker"),
       engine: section("engine"),
       console: section("console"),
