@@ -8,7 +8,7 @@ import {
   workloadLines,
   type DisaggLoad,
 } from "./disagg-loads.ts";
-import { disaggProfile, pairedRoles } from "./disagg-profile.ts";
+import { disaggProfile, rolesOf } from "./disagg-profile.ts";
 
 const { fleet, scale, engines, routerSettings } = disaggProfile({
   modelDir: "/model",
@@ -57,8 +57,10 @@ describe("the profile", () => {
     expect(12_000 * fleet.transferMsPerToken).toBeCloseTo((12_000 / 16) * (5_242_880 / 50e6), 6);
   });
 
-  test("gives half of the engines to prompts", () => {
-    expect(pairedRoles(fleet)).toEqual(["prefill", "prefill", "decode", "decode"]);
+  test("gives half of the engines to prompts of pairs, and leaves free choice whole requests everywhere", () => {
+    expect(rolesOf("aggregated", fleet)).toEqual(["both", "both", "both", "both"]);
+    expect(rolesOf("disaggregated", fleet)).toEqual(["prefill", "prefill", "decode", "decode"]);
+    expect(rolesOf("free choice", fleet)).toEqual(["both", "both", "decode", "decode"]);
   });
 });
 

@@ -32,11 +32,34 @@ export interface DisaggProfile {
   readonly fleet: DisaggFleet;
 }
 
-/** Roles of the workers when every request is a pair, in their order; else each has the role `both`. */
-export function pairedRoles(fleet: DisaggFleet): ("prefill" | "decode")[] {
+/** Role of a worker. */
+export type DisaggRole = "both" | "prefill" | "decode";
+
+/** Roles of the workers of a fleet in their order: so many take the first, the rest the second. */
+function split(fleet: DisaggFleet, first: DisaggRole, rest: DisaggRole): DisaggRole[] {
   return Array.from({ length: fleet.engines }, (_, index) =>
-    index < fleet.prefillEngines ? "prefill" : "decode",
+    index < fleet.prefillEngines ? first : rest,
   );
+}
+
+/**
+ * Roles of the workers in each mode. When every request is a pair, half of them compute prompts alone. Free choice may use every
+ * engine for whole requests (of the role `decode` too, which computes prompts of its own), and the first half for the prompts of
+ * others: somewhere prompts must be able to gather, since as long as each engine has some of all, no request alone gains by
+ * going elsewhere.
+ */
+export function rolesOf(
+  mode: "aggregated" | "disaggregated" | "free choice",
+  fleet: DisaggFleet,
+): DisaggRole[] {
+  switch (mode) {
+    case "aggregated":
+      return split(fleet, "both", "both");
+    case "disaggregated":
+      return split(fleet, "prefill", "decode");
+    case "free choice":
+      return split(fleet, "both", "decode");
+  }
 }
 
 /**

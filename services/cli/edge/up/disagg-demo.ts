@@ -9,7 +9,7 @@ import {
   workloadLines,
   type DisaggLoad,
 } from "../../core/disagg/disagg-loads.ts";
-import { pairedRoles, type DisaggProfile } from "../../core/disagg/disagg-profile.ts";
+import { rolesOf, type DisaggProfile } from "../../core/disagg/disagg-profile.ts";
 import {
   disaggModes,
   type DisaggComparison,
@@ -54,8 +54,7 @@ const settingOf: Readonly<Record<DisaggMode, string>> = {
 
 /**
  * Replays each load in each mode, in the same routers, relays and Envoy; engines and workers start again before each, so that
- * nothing is cached and each mode has the fleet that suits it: whole requests and free choice may use every engine for
- * everything, pairs have prefill and decode engines. Arrivals are the same in all modes of a load.
+ * nothing is cached and each mode has the roles that suit it (`rolesOf`). Arrivals are the same in all modes of a load.
  */
 export async function compareForms(options: DisaggDemoOptions): Promise<DisaggComparison[]> {
   const { mesh, profile, durationMs } = options;
@@ -67,8 +66,7 @@ export async function compareForms(options: DisaggDemoOptions): Promise<DisaggCo
     writeFileSync(file, workloadLines(load, { rate, durationMs, seed: arrivalSeed }));
     const runs: Partial<Record<DisaggMode, DisaggRun>> = {};
     for (const [at, mode] of disaggModes.entries()) {
-      const roles = mode === "disaggregated" ? pairedRoles(profile.fleet) : [];
-      await renewFleet(mesh, roles, options.signal);
+      await renewFleet(mesh, rolesOf(mode, profile.fleet), options.signal);
       await setForm(mesh, settingOf[mode], { placeOnArrival: true });
       const place = index * disaggModes.length + at;
       runs[mode] = await runMode(options, { load, mode, file, place });

@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import { loadWorkload } from "../../../shared/edge/workload-files.ts";
 import type { MeshConfig } from "../../config.ts";
-import { disaggProfile, type DisaggProfile } from "../../core/disagg/disagg-profile.ts";
+import { disaggProfile, rolesOf, type DisaggProfile } from "../../core/disagg/disagg-profile.ts";
 import { comparisonLines, disaggJson, scaleText } from "../../core/disagg/disagg-report.ts";
 import { demoModel, demoPolicies, demoProfile, type DemoProfile } from "../../core/demo-profile.ts";
 import { mergeSettings } from "../../core/mesh-plan.ts";
@@ -96,7 +96,7 @@ export async function compareDemo(
     const { profile } = demo;
     io.err(scaleText(profile.scale));
     const comparisons = await compareForms({ ...common, profile, rateFactor });
-    await renewFleet(mesh, [], signal);
+    await renewFleet(mesh, rolesOf("free choice", profile.fleet), signal);
     await setForm(mesh, "auto", { placeOnArrival: false });
     const print = flags.json ? io.err : io.out;
     print(scaleText(profile.scale));
