@@ -3,7 +3,7 @@ import { MeshError } from "../shared/core/errors.ts";
 import { parseEndpoint } from "../shared/core/endpoint.ts";
 import { ConfigError } from "../shared/edge/config.ts";
 import { productVersion } from "../shared/edge/log.ts";
-import { demoDurationS, placementPolicies } from "./core/demo-profile.ts";
+import { placementPolicies } from "./core/demo-profile.ts";
 import { unknownName } from "../shared/core/suggestion.ts";
 import { exitCodes, processIo } from "./edge/command-io.ts";
 import { doctorCommand, type DoctorOptions } from "./edge/doctor-command.ts";
@@ -30,7 +30,7 @@ interface UpFlags {
   readonly set: readonly string[];
   readonly workload: string;
   readonly rate?: number;
-  readonly duration?: number;
+  readonly duration: number;
   readonly policies?: readonly string[];
   readonly workers?: number;
   readonly routers?: number;
@@ -128,11 +128,7 @@ function upProgram(): Command {
       "times as fast as recorded (default: the workload's own), or as the rule of --demo disagg says",
       positive,
     )
-    .option(
-      "--duration <seconds>",
-      "length of the run of each policy (default: 60; conversation: 120)",
-      positive,
-    )
+    .option("--duration <seconds>", "length of the run of each policy", positive, 60)
     .option("--policies <list>", `some of ${placementPolicies.join(",")}, or none`, policyList)
     .option("--workers <n>", "simulated engines (default: the workload's own)", countUpTo(64))
     .option("--routers <n>", "routers", countUpTo(8))
@@ -156,7 +152,7 @@ function upProgram(): Command {
             sets: flags.set,
             workload: flags.workload,
             rate: flags.rate,
-            durationS: flags.duration ?? demoDurationS(flags.workload),
+            durationS: flags.duration,
             policies: flags.policies,
             workers: flags.workers,
             routers: flags.routers,

@@ -17,14 +17,6 @@ export interface DemoProfile {
 /** Name under which the demo's engines serve their model. */
 export const demoModel = "qwen3-demo";
 
-/**
- * How long each policy runs when nobody says, seconds. Conversation's prompts differ so much in length that 60 s of them,
- * some 200 measured requests, leave a tenth of the means to chance.
- */
-export function demoDurationS(workload: string): number {
-  return workload === "conversation" ? 120 : 60;
-}
-
 /** Policies that are compared when none are named, in the order of the printed table. */
 export const demoPolicies = ["round-robin", "least-requests", "kv-blind", "kv"] as const;
 
