@@ -72,7 +72,7 @@ export const relayMetrics = {
     name: "kvmesh_relay_placements_again_total",
     kind: "counter",
     help: "Placements asked of routers for requests that lost their engine, by outcome.",
-    labels: ["outcome"], // placed | refused | no_router | timeout
+    labels: ["outcome"], // placed | refused | no_router | timeout | cancelled
   },
   clientBytes: {
     name: "kvmesh_relay_client_bytes_total",
@@ -128,6 +128,12 @@ export const relayMetrics = {
     kind: "gauge",
     help: "Bytes kept of other relays' streams.",
     labels: [],
+  },
+  tracesKept: {
+    name: "kvmesh_relay_traces_kept_total",
+    kind: "counter",
+    help: "Requests that were not sampled and whose spans were written after all, by reason.",
+    labels: ["reason"], // failed | migrated | slow | badly_predicted, or what a router said
   },
   routers: {
     name: "kvmesh_relay_routers",

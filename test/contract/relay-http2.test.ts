@@ -117,7 +117,7 @@ describe("HTTP/2", () => {
   });
 
   test("a draining relay says so, lets streams end and takes no more", async () => {
-    const mesh = await start();
+    const mesh = await start({ drainMsMax: 10_000 });
     mesh.decode.faults = { tokenMs: 15 };
     const running = post(mesh, bodyOf({ max_tokens: 20, ignore_eos: true }));
     await expect.poll(() => mesh.decode.seen.length).toBe(1);

@@ -1,5 +1,15 @@
 import { setTimeout } from "node:timers/promises";
-import { credentials, Metadata, status, type ServiceError } from "@grpc/grpc-js";
+import { join } from "node:path";
+import {
+  credentials,
+  loadPackageDefinition,
+  Metadata,
+  status,
+  type Client,
+  type ClientDuplexStream,
+  type ServiceError,
+} from "@grpc/grpc-js";
+import { loadSync } from "@grpc/proto-loader";
 import { afterEach, describe, expect, test } from "vitest";
 import type { PlaceAnswer, PlaceAsk } from "../../services/relay/edge/placer.ts";
 import { Status } from "../../services/shared/gen/google/rpc/status.ts";
@@ -338,6 +348,73 @@ describe("Inference/Generate", () => {
     expect(detailsOf(error)).toMatchObject({ types, pushback });
   });
 
+  test("a request's tenant and class go to the router, in the message or in the call", async () => {
+    const mesh = await start();
+    const told = (): Map<string, string> => new Map(mesh.asked[mesh.asked.length - 1]?.fields);
+    await run(mesh, requestOf({ priority: "batch" }));
+    expect(told().get("x-kvmesh-tenant")).toBe("acme");
+    expect(told().get("x-kvmesh-priority")).toBe("batch");
+    const metadata = new Metadata();
+    metadata.set("x-kvmesh-tenant", "initech");
+    metadata.set("x-kvmesh-slo-ttft-ms", "300");
+    const call = mesh.client.generate(requestOf({ tenant: "" }), metadata);
+    await new Promise((resolve) => call.on("data", () => undefined).on("end", resolve));
+    expect(told().get("x-kvmesh-tenant")).toBe("initech");
+    expect(told().get("x-kvmesh-slo-ttft-ms")).toBe("300");
+  });
+
+  test("its body counts as memory until it is not needed any more", async () => {
+    const mesh = await start({ limits: { bodyMemoryBytesMax: 65_536 } });
+    mesh.one.faults = { firstMs: 200 };
+    const large = requestOf({ input: { $case: "text", value: "x".repeat(40_000) } });
+    const first = run(mesh, large);
+    await expect.poll(() => mesh.one.seen.length).toBe(1);
+    const second = await run(mesh, large);
+    expect(second.error?.code).toBe(status.RESOURCE_EXHAUSTED);
+    expect(detailsOf(second.error)).toMatchObject({
+      reason: "overloaded",
+      types: ["ErrorInfo", "RetryInfo"],
+      pushback: "1000",
+    });
+    expect((await first).error).toBeUndefined();
+    expect((await run(mesh, large)).error).toBeUndefined();
+    expect(await mesh.relay.metrics()).toContain("kvmesh_relay_body_memory_bytes 0");
+  });
+
+  test("Cancel ends a request that waits for its placement, and gives the placement back", async () => {
+    const mesh = await start();
+    mesh.placeMs = 300;
+    const running = run(mesh, requestOf({ requestId: "waits" }));
+    await expect.poll(() => mesh.asked.length).toBe(1);
+    const wasOpen = await new Promise<boolean | undefined>((resolve) => {
+      mesh.client.cancel({ requestId: "waits" }, (_error, response) => {
+        resolve(response.wasOpen);
+      });
+    });
+    expect(wasOpen).toBe(true);
+    const { error } = await running;
+    expect(error?.code).toBe(status.CANCELLED);
+    expect(detailsOf(error).reason).toBe("cancelled");
+    await expect.poll(() => mesh.relay.notices).toMatchObject([notStarted]);
+    expect(mesh.one.seen).toEqual([]);
+  });
+
+  test("what cannot be read is refused with details too", async () => {
+    const mesh = await start();
+    for (const method of ["Generate", "Cancel"]) {
+      const error = await new Promise<ServiceError>((resolve) => {
+        const take = (one: ServiceError | null): void => {
+          if (one !== null) resolve(one);
+        };
+        const path = `/kvmesh.inference.v1.Inference/${method}`;
+        const bytes = (value: Buffer): Buffer => value;
+        mesh.client.makeUnaryRequest(path, bytes, bytes, Buffer.from([0xff, 0xff]), take);
+      });
+      expect(error.code, method).toBe(status.INVALID_ARGUMENT);
+      expect(detailsOf(error)).toMatchObject({ reason: "invalid_request", types: ["ErrorInfo"] });
+    }
+  });
+
   test("bad requests name their field", async () => {
     const mesh = await start();
     for (const [request, field] of [
@@ -348,6 +425,7 @@ describe("Inference/Generate", () => {
       const { error } = await run(mesh, request);
       expect(error?.code).toBe(status.INVALID_ARGUMENT);
       expect(error?.details).toContain(field);
+      expect(detailsOf(error).types).toEqual(["ErrorInfo", "BadRequest"]);
     }
   });
 
@@ -362,3 +440,48 @@ describe("Inference/Generate", () => {
     expect(mesh.one.seen).toEqual([]);
   });
 });
+
+describe("server reflection", () => {
+  test.each(["v1", "v1alpha"])("%s lists and describes what relays serve", async (version) => {
+    const mesh = await start();
+    const folder = join(import.meta.dirname, "../../node_modules/@grpc/reflection/build/proto");
+    const proto = join(folder, `grpc/reflection/${version}/reflection.proto`);
+    const loaded = loadPackageDefinition(loadSync(proto, { keepCase: true }));
+    type Stub = new (
+      target: string,
+      with_: ReturnType<typeof credentials.createInsecure>,
+    ) => Client & { ServerReflectionInfo(): ClientDuplexStream<unknown, ReflectionAnswer> };
+    const { grpc } = loaded as unknown as {
+      grpc: { reflection: Record<string, { ServerReflection: Stub }> };
+    };
+    const Reflection = grpc.reflection[version]?.ServerReflection as Stub;
+    const target = `127.0.0.1:${String(mesh.relay.relay.h2Port)}`;
+    const client = new Reflection(target, credentials.createInsecure());
+    open.push(client);
+    const call = client.ServerReflectionInfo();
+    const answers: ReflectionAnswer[] = [];
+    const ended = new Promise((resolve, reject) => {
+      call.on("data", (answer: ReflectionAnswer) => answers.push(answer));
+      call.on("end", resolve);
+      call.on("error", reject);
+    });
+    call.write({ list_services: "*" });
+    call.write({ file_containing_symbol: "kvmesh.inference.v1.Inference" });
+    call.write({ file_containing_symbol: "no.such.Thing" });
+    call.end();
+    await ended;
+    const [list, file, missing] = answers;
+    expect(list?.list_services_response?.service.map(({ name }) => name)).toContain(
+      "kvmesh.inference.v1.Inference",
+    );
+    const [bytes] = file?.file_descriptor_response?.file_descriptor_proto ?? [];
+    expect(Buffer.from(bytes ?? []).includes("GenerateRequest")).toBe(true);
+    expect(missing?.error_response?.error_code).toBe(status.NOT_FOUND);
+  });
+});
+
+interface ReflectionAnswer {
+  readonly list_services_response?: { readonly service: readonly { readonly name: string }[] };
+  readonly file_descriptor_response?: { readonly file_descriptor_proto: readonly Buffer[] };
+  readonly error_response?: { readonly error_code: number };
+}

@@ -18,6 +18,9 @@ export interface EngineFaults {
   errorAfter?: number;
   /** No token comes after so many. */
   freezeAfter?: number;
+  /** After so many tokens the next one comes `stallMs` later. */
+  stallAfter?: number;
+  stallMs?: number;
   /** Characters that each chunk carries beside its token. */
   padding?: number;
   /** Waits before the first token and between tokens, ms. */
@@ -266,6 +269,7 @@ export async function startScriptedEngine(
         return;
       }
       if (faults.tokenMs !== undefined) await sleep(faults.tokenMs);
+      if (count === faults.stallAfter) await sleep(faults.stallMs ?? 0);
       if (response.destroyed) return;
       count++;
       const ids = tellIds

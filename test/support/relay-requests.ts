@@ -16,6 +16,7 @@ import type {
 import { signPlacement } from "../../services/shared/core/placement-token/placement-token.ts";
 import { SeededRandom } from "../../services/shared/core/random.ts";
 import { realClock } from "../../services/shared/edge/clock.ts";
+import type { Tracing } from "../../services/shared/edge/tracing.ts";
 import { createKeysFile } from "../../services/shared/edge/keys.ts";
 
 /** A relay with keys of its own, and what it told of legs. */
@@ -37,6 +38,7 @@ export async function startTestRelay(
     readonly settings?: Record<string, unknown>;
     readonly placer?: Placer;
     readonly keysFile?: string;
+    readonly tracing?: Tracing;
   } = {},
 ): Promise<TestRelay> {
   const folder = mkdtempSync(join(tmpdir(), "kvmesh-relay-"));
@@ -62,6 +64,7 @@ export async function startTestRelay(
     clock: realClock,
     random: new SeededRandom(1),
     ...(options.placer === undefined ? {} : { placer: options.placer }),
+    ...(options.tracing === undefined ? {} : { tracing: options.tracing }),
     onNotice: (notice) => notices.push(notice),
   });
   return {

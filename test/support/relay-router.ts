@@ -1,6 +1,7 @@
 import {
   Server,
   status,
+  type Metadata,
   type sendUnaryData,
   type ServerDuplexStream,
   type ServerUnaryCall,
@@ -32,6 +33,11 @@ export class ScriptedRouter {
   readonly streams: Stream[] = [];
   readonly said: Said[] = [];
   readonly asked: PlaceRequest[] = [];
+  /** Metadata of the calls of Place. */
+  readonly askedWith: Metadata[] = [];
+  /** Whether Place leaves its callers waiting, and how many of them went away. */
+  holdsPlaces = false;
+  placesLeft = 0;
   /** What Place answers; empty refuses. */
   token = "";
   acksLegs = true;
@@ -60,10 +66,13 @@ export class ScriptedRouter {
     const never = (): void => undefined;
     this.#server.addService(RouterService, {
       place: (
-        { request }: ServerUnaryCall<PlaceRequest, PlaceResponse>,
+        call: ServerUnaryCall<PlaceRequest, PlaceResponse>,
         answer: sendUnaryData<PlaceResponse>,
       ) => {
-        this.asked.push(request);
+        this.asked.push(call.request);
+        this.askedWith.push(call.metadata);
+        call.on("cancelled", () => this.placesLeft++);
+        if (this.holdsPlaces) return;
         if (this.token === "") {
           answer({ code: status.UNAVAILABLE, details: "no worker" });
           return;

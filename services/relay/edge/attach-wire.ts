@@ -125,6 +125,7 @@ function toNotice({ seq, notice }: NumberedNotice, now: number): WireNotice {
     durationMs: notice.durationMs,
     firstTokenMs: notice.firstTokenMs,
     ttftMs: notice.ttftMs,
+    transferMs: notice.transferMs,
     promptTokens: notice.promptTokens,
     cachedTokens: notice.cachedTokens,
     generatedTokens: notice.generatedTokens,

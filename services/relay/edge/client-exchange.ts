@@ -9,7 +9,12 @@ export interface ClientRequest {
   header(name: string): string | undefined;
   /** All header fields; names in lower case. */
   fields(): Iterable<HeaderField>;
-  /** Told once when nothing of the request is needed any more. `hasBegun`: whether its placement was used. */
+  /** The body is not needed any more, so that others may have its memory. Twice is once. */
+  bodyDone(): void;
+  /**
+   * Told once when nothing of the request is needed any more, the body included. `hasBegun`: whether its placement was
+   * used.
+   */
   over(hasBegun: boolean): void;
 }
 

@@ -5,7 +5,7 @@ import type { GrpcMethod } from "../../shared/edge/h2/grpc-stream.ts";
 import { createH2GrpcServer, type H2GrpcServer } from "../../shared/edge/h2/h2-grpc-server.ts";
 import type { HttpOnH2 } from "../../shared/edge/h2/h2-grpc-options.ts";
 import type { HeaderField } from "../core/request/forwarded-headers.ts";
-import type { BodyMemory } from "./body-memory.ts";
+import { BodyCharge, type BodyMemory, type BodyRefusal } from "./body-memory.ts";
 import type { AnswerListener, ClientAnswer, ClientRequest } from "./client-exchange.ts";
 import type { RequestTaker } from "./http1-server.ts";
 
@@ -22,11 +22,10 @@ class H2Exchange implements StreamListener, ClientAnswer, ClientRequest {
   readonly #http: HttpOnH2;
   readonly #stream: H2Stream;
   readonly #taker: RequestTaker;
-  readonly #memory: BodyMemory;
+  readonly #charge: BodyCharge;
   readonly #bufferBytesMax: number;
   readonly #bodyTimer: NodeJS.Timeout;
   #parts: Buffer[] = [];
-  #size = 0;
   #isWhole = false;
   #isEnded = false;
 
@@ -37,7 +36,7 @@ class H2Exchange implements StreamListener, ClientAnswer, ClientRequest {
     this.#http = http;
     this.#stream = http.stream;
     this.#taker = options.taker;
-    this.#memory = options.memory;
+    this.#charge = new BodyCharge(options.memory);
     this.#bufferBytesMax = options.clientBufferBytesMax;
     this.method = http.stream.headers.method;
     this.path = http.stream.headers.path;
@@ -51,8 +50,12 @@ class H2Exchange implements StreamListener, ClientAnswer, ClientRequest {
     return this.#stream.headers.get(name);
   }
 
+  bodyDone(): void {
+    this.#charge.giveBack();
+  }
+
   over(): void {
-    return;
+    this.#charge.giveBack();
   }
 
   *fields(): Iterable<HeaderField> {
@@ -61,13 +64,9 @@ class H2Exchange implements StreamListener, ClientAnswer, ClientRequest {
 
   onData(bytes: Uint8Array, start: number, end: number): void {
     if (this.#isWhole) return;
-    const size = end - start;
-    if (this.#size + size > this.#memory.bodyBytesMax) this.#refuse("body_too_large");
-    else if (!this.#memory.take(size)) this.#refuse("body_memory");
-    else {
-      this.#size += size;
-      this.#parts.push(Buffer.from(bytes.subarray(start, end)));
-    }
+    const refusal = this.#charge.take(end - start);
+    if (refusal === undefined) this.#parts.push(Buffer.from(bytes.subarray(start, end)));
+    else this.#refuse(refusal);
   }
 
   onEnd(): void {
@@ -85,7 +84,10 @@ class H2Exchange implements StreamListener, ClientAnswer, ClientRequest {
   }
 
   onClose(how: StreamEnd): void {
-    if (!this.#isWhole) this.#gathered();
+    if (!this.#isWhole) {
+      this.#gathered();
+      this.#charge.giveBack();
+    }
     if (how !== "ended" && !this.#isEnded) this.listener?.onGone();
   }
 
@@ -112,16 +114,15 @@ class H2Exchange implements StreamListener, ClientAnswer, ClientRequest {
     this.#http.touched();
   }
 
-  #refuse(reason: "body_too_large" | "body_memory"): void {
+  #refuse(reason: BodyRefusal): void {
     this.#gathered();
+    this.#charge.giveBack();
     this.#taker.refuse(this, reason);
   }
 
   #gathered(): void {
     clearTimeout(this.#bodyTimer);
     this.#isWhole = true;
-    this.#memory.give(this.#size);
-    this.#size = 0;
     this.#parts = [];
   }
 }

@@ -1,7 +1,8 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import type { MeshError } from "../../shared/core/errors.ts";
 import type { HeaderField } from "../core/request/forwarded-headers.ts";
-import type { BodyMemory } from "./body-memory.ts";
+import { BodyCharge, type BodyMemory, type BodyRefusal } from "./body-memory.ts";
 import type { AnswerListener, ClientAnswer, ClientRequest } from "./client-exchange.ts";
 
 /** Takes requests that came whole, and is told of those that will not. */
@@ -9,7 +10,9 @@ export interface RequestTaker {
   take(request: ClientRequest, answer: ClientAnswer): void;
   /** Throws what the client hears when no more requests are taken now. */
   requireRoom(): void;
-  refuse(answer: ClientAnswer, reason: "body_too_large" | "body_memory"): void;
+  refuse(answer: ClientAnswer, reason: BodyRefusal): void;
+  /** Counts a body that is not held, and says what its client hears. */
+  bodyError(reason: BodyRefusal): MeshError;
 }
 
 /** A running server. */
@@ -58,12 +61,14 @@ class Http1Request implements ClientRequest {
   readonly path: string;
   body: Uint8Array;
   readonly #message: IncomingMessage;
+  readonly #charge: BodyCharge;
 
-  constructor(message: IncomingMessage, body: Uint8Array) {
+  constructor(message: IncomingMessage, body: Uint8Array, charge: BodyCharge) {
     this.method = message.method ?? "";
     this.path = message.url ?? "/";
     this.body = body;
     this.#message = message;
+    this.#charge = charge;
   }
 
   header(name: string): string | undefined {
@@ -71,8 +76,12 @@ class Http1Request implements ClientRequest {
     return typeof value === "object" ? value.join(",") : value;
   }
 
+  bodyDone(): void {
+    this.#charge.giveBack();
+  }
+
   over(): void {
-    return;
+    this.#charge.giveBack();
   }
 
   *fields(): Iterable<HeaderField> {
@@ -128,30 +137,27 @@ function readBody(
   taker: RequestTaker,
 ): void {
   const parts: Buffer[] = [];
-  let size = 0;
+  const charge = new BodyCharge(memory);
   let isDone = false;
-  const refuse = (reason: "body_too_large" | "body_memory"): void => {
-    isDone = true;
-    memory.give(size);
-    parts.length = 0;
-    message.resume();
-    taker.refuse(answer, reason);
-  };
   message.on("data", (part: Buffer) => {
     if (isDone) return;
-    if (size + part.length > memory.bodyBytesMax) refuse("body_too_large");
-    else if (!memory.take(part.length)) refuse("body_memory");
-    else {
-      size += part.length;
+    const refusal = charge.take(part.length);
+    if (refusal === undefined) {
       parts.push(part);
+      return;
     }
+    isDone = true;
+    charge.giveBack();
+    parts.length = 0;
+    message.resume();
+    taker.refuse(answer, refusal);
   });
   message.on("end", () => {
     if (isDone) return;
     isDone = true;
     const body = parts.length === 1 ? (parts[0] as Buffer) : Buffer.concat(parts);
-    memory.give(size);
-    const request = new Http1Request(message, body);
+    parts.length = 0;
+    const request = new Http1Request(message, body, charge);
     taker.take(request, answer);
     // The exchange keeps the body for as long as it needs it.
     request.body = noBody;
@@ -160,6 +166,6 @@ function readBody(
   message.on("close", () => {
     if (isDone) return;
     isDone = true;
-    memory.give(size);
+    charge.giveBack();
   });
 }

@@ -21,16 +21,18 @@ export function endWithError(
   error: MeshError,
   state: { readonly hasTokens: boolean; readonly resumeToken: string; readonly tenant: string },
 ): void {
+  const { retry, grpc } = wire[error.code];
   // After the first token nobody may try again as if nothing had been there.
-  const status =
-    state.hasTokens && wire[error.code].retry !== "never" ? aborted : wire[error.code].grpc;
-  const mayRetry = wire[error.code].retry === "after_delay" && !state.hasTokens;
-  const retryAfterMs = mayRetry ? (error.retryAfterMs ?? 1_000) : undefined;
+  const status = state.hasTokens && retry !== "never" ? aborted : grpc;
+  const mayRetry = retry !== "never" && !state.hasTokens;
+  const usualMs = retry === "after_delay" ? 1_000 : 100;
+  const retryAfterMs = mayRetry ? (error.retryAfterMs ?? usualMs) : undefined;
   const details = statusDetails({
     status,
     message: error.message,
     reason: error.code,
     ...(retryAfterMs === undefined ? {} : { retryAfterMs }),
+    ...(error.field === undefined ? {} : { field: error.field }),
     ...(error.code === "tenant_limited" ? { quotaSubject: `tenant:${state.tenant}` } : {}),
     ...(state.resumeToken === "" ? {} : { metadata: { resume_token: state.resumeToken } }),
   });

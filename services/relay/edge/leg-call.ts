@@ -15,6 +15,13 @@ export interface LegListener {
 /** Why a leg was stopped; engines see a closed connection. */
 const stopped = new Error("leg stopped");
 
+/** Failures that say something else than that the engine is lost. */
+const outcomes: Readonly<Partial<Record<string, LegOutcome>>> = {
+  UND_ERR_CONNECT_TIMEOUT: "timeout",
+  // The request itself cannot be sent, to whichever engine.
+  UND_ERR_INVALID_ARG: "not_started",
+};
+
 /** One request to an engine. */
 export class LegCall implements Dispatcher.DispatchHandler {
   readonly #listener: LegListener;
@@ -22,13 +29,14 @@ export class LegCall implements Dispatcher.DispatchHandler {
   readonly #onOver: () => void;
   #controller: Dispatcher.DispatchController | undefined;
   #isOver = false;
+  #isStarting = false;
 
   constructor(listener: LegListener, onOver: () => void) {
     this.#listener = listener;
     this.#onOver = onOver;
   }
 
-  /** Sends the request. */
+  /** Sends the request. Nothing is told before this has returned. */
   start(
     pool: Dispatcher,
     request: {
@@ -37,6 +45,7 @@ export class LegCall implements Dispatcher.DispatchHandler {
       readonly body: Uint8Array;
     },
   ): void {
+    this.#isStarting = true;
     pool.dispatch(
       {
         method: "POST",
@@ -46,6 +55,7 @@ export class LegCall implements Dispatcher.DispatchHandler {
       },
       this,
     );
+    this.#isStarting = false;
   }
 
   /** Reads no more until `resume`. */
@@ -88,11 +98,19 @@ export class LegCall implements Dispatcher.DispatchHandler {
   }
 
   onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
+    if (!this.#isStarting) this.#failed(error);
+    else {
+      queueMicrotask(() => {
+        this.#failed(error);
+      });
+    }
+  }
+
+  #failed(error: Error): void {
     if (this.#isOver) return;
     this.#over();
     const code = "code" in error ? String(error.code) : error.name;
-    const outcome = code === "UND_ERR_CONNECT_TIMEOUT" ? "timeout" : "lost";
-    this.#listener.onFailure(outcome, `${code}: ${error.message}`);
+    this.#listener.onFailure(outcomes[code] ?? "lost", `${code}: ${error.message}`);
   }
 
   #over(): void {

@@ -18,6 +18,8 @@ export class LegRecord {
   firstByteAt = 0;
   usage: TailUsage = noUsage;
   localPrefill = false;
+  /** What of the transfer from another leg was not hidden, ms; 0 when there was none, or it was not seen. */
+  transferMs = 0;
   /** Pieces of an answer that is read whole: a prefill leg's, or an engine's error. */
   #whole: Buffer[] = [];
   #wholeBytes = 0;
@@ -72,6 +74,7 @@ export class LegRecord {
       durationMs: end.now - startedAt,
       firstTokenMs: firstByteAt === 0 ? 0 : firstByteAt - startedAt,
       ttftMs: end.ttftMs,
+      transferMs: this.transferMs,
       promptTokens: usage.promptTokens,
       cachedTokens: usage.cachedTokens,
       generatedTokens: usage.generatedTokens,

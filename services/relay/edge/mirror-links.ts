@@ -53,6 +53,7 @@ export class StreamMirror {
   readonly #link: MirrorLink;
   readonly #options: MirrorLinksOptions;
   #stream: GuardedStream | undefined;
+  #traceparent = "";
   #sent = 0;
   #acked = 0;
   #hasHead = false;
@@ -65,9 +66,10 @@ export class StreamMirror {
     this.#options = options;
   }
 
-  /** The stream that is mirrored; its events are named with `nameOf`. */
-  follow(stream: GuardedStream): void {
+  /** The stream that is mirrored; its events are named with `nameOf`. `traceparent`: of its request, or empty. */
+  follow(stream: GuardedStream, traceparent: string): void {
     this.#stream = stream;
+    this.#traceparent = traceparent;
   }
 
   /** The token of an event; nothing while the buddy is too far behind, or does not keep the stream. */
@@ -128,7 +130,10 @@ export class StreamMirror {
     const fromIndex = this.#sent;
     const ids = stream.generated.subarray(fromIndex, stream.sentCount);
     if (ids.length === 0 && this.#hasHead) return undefined;
-    const head = this.#hasHead ? Buffer.alloc(0) : Buffer.from(writeHead(frame, prompt));
+    const traceparent = this.#traceparent;
+    const head = this.#hasHead
+      ? Buffer.alloc(0)
+      : Buffer.from(writeHead({ frame, promptIds: prompt, traceparent }));
     this.#hasHead = true;
     this.#sent = stream.sentCount;
     return { key: this.key, fromIndex, tokenIds: Buffer.from(packIds(ids)), head, ended: false };

@@ -1,10 +1,13 @@
 import type { MeshErrorCode } from "../../shared/core/errors.ts";
+import type { HeaderField } from "../core/request/forwarded-headers.ts";
 
-/** A request that needs another engine. */
+/** A request that needs an engine. */
 export interface PlaceAsk {
   readonly requestId: string;
   readonly path: string;
   readonly body: Uint8Array;
+  /** What the router is told of the caller: tenant, class, targets, trace; names in lower case. */
+  readonly fields: readonly HeaderField[];
   /** Workers that must not be chosen. */
   readonly excluded: readonly string[];
   readonly timeoutMs: number;
@@ -15,12 +18,18 @@ export type PlaceAnswer =
   | { readonly kind: "placed"; readonly token: string }
   | {
       readonly kind: "refused";
-      readonly outcome: "refused" | "no_router" | "timeout";
+      readonly outcome: "refused" | "no_router" | "timeout" | "cancelled";
       readonly code: MeshErrorCode;
       readonly message: string;
+      /** When trying again makes sense, ms; absent when the router did not say. */
+      readonly retryAfterMs?: number;
     };
 
-/** Asks routers for placements. Never rejects. */
+/** Asks routers for placements. */
 export interface Placer {
-  place(ask: PlaceAsk): Promise<PlaceAnswer>;
+  /**
+   * Asks for one placement. Never rejects. After `signal` aborts the router is told that nobody waits any more; a
+   * placement that was already on its way is answered none the less and is for the caller to give back.
+   */
+  place(ask: PlaceAsk, signal: AbortSignal): Promise<PlaceAnswer>;
 }

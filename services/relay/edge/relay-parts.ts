@@ -5,6 +5,7 @@ import type { RelayEngine } from "../../shared/core/placement-token/placement.ts
 import type { TokenKey } from "../../shared/core/placement-token/placement-token.ts";
 import type { SeededRandom } from "../../shared/core/random.ts";
 import type { Metrics } from "../../shared/edge/metrics.ts";
+import type { Tracing } from "../../shared/edge/tracing.ts";
 import type { RelayConfig } from "../config.ts";
 import type { EngineAdapter } from "../core/engines/engine-adapter.ts";
 import type { HandoffBook } from "../core/request/handoff-book.ts";
@@ -12,6 +13,7 @@ import type { LegNotice } from "../core/topology/leg-notices.ts";
 import type { LiveTopology } from "../core/topology/live-topology.ts";
 import type { relayMetrics } from "../metrics.ts";
 import type { EnginePools } from "./engine-pools.ts";
+import type { LateTraces } from "./late-traces.ts";
 import type { MirrorLinks } from "./mirror-links.ts";
 import type { Placer } from "./placer.ts";
 
@@ -31,6 +33,9 @@ export interface RelayParts {
   readonly placer: Placer;
   readonly resumeKeys: readonly TokenKey[];
   readonly mirrors: MirrorLinks;
+  readonly tracing: Tracing;
+  /** Records of requests that were not sampled; absent without tracing. */
+  readonly late: LateTraces | undefined;
   /** Tells routers what happened to a leg. */
   notify(notice: LegNotice): void;
 }

@@ -11,6 +11,7 @@ import type { H2GrpcServer } from "../../shared/edge/h2/h2-grpc-server.ts";
 import { operationsRoutes, startHttp, type HttpServer } from "../../shared/edge/http-server.ts";
 import { loadKeys, type NamedKey } from "../../shared/edge/keys.ts";
 import { createMetrics } from "../../shared/edge/metrics.ts";
+import { noTracing, type Tracing } from "../../shared/edge/tracing.ts";
 import type { RelayConfig } from "../config.ts";
 import { createAdapters } from "../core/engines/adapters.ts";
 import { HandoffBook } from "../core/request/handoff-book.ts";
@@ -25,9 +26,11 @@ import { EnginePools } from "./engine-pools.ts";
 import { startH2Server } from "./h2-server.ts";
 import { startHttp1Server, type ClientServer } from "./http1-server.ts";
 import { createInferenceMethods } from "./inference-service.ts";
+import { LateTraces } from "./late-traces.ts";
 import { MirrorLinks, mirrorBytesMax } from "./mirror-links.ts";
 import { createMirrorMethods } from "./mirror-service.ts";
 import type { Placer } from "./placer.ts";
+import { createReflectionMethods } from "./reflection-methods.ts";
 import type { RelayParts } from "./relay-parts.ts";
 import { RequestIntake } from "./request-intake.ts";
 import { RouterLinks } from "./router-links.ts";
@@ -44,6 +47,8 @@ export interface RelayDependencies {
   readonly random: SeededRandom;
   /** Asks routers for placements; the relay's own links to them when absent. */
   readonly placer?: Placer;
+  /** Spans of requests; none when absent. */
+  readonly tracing?: Tracing;
   /** Hears of legs beside the routers. */
   readonly onNotice?: (notice: LegNotice) => void;
 }
@@ -103,7 +108,7 @@ class Relay implements RunningRelay {
   #utilisation = performance.eventLoopUtilization();
 
   constructor(config: RelayConfig, dependencies: RelayDependencies) {
-    const { log, clock, random } = dependencies;
+    const { log, clock, random, tracing = noTracing } = dependencies;
     this.#config = config;
     const keys = loadKeys(config.keysFile);
     const [joinKey] = keys.join;
@@ -127,7 +132,9 @@ class Relay implements RunningRelay {
       onDrain: (order) => {
         this.#drainOrder(order.workerId, order.reason);
       },
-      onKeep: () => undefined,
+      onKeep: (decisionIds, reason) => {
+        this.#parts.late?.keep(decisionIds, reason);
+      },
       random: random.fork("routers"),
       clock,
       log,
@@ -175,6 +182,13 @@ class Relay implements RunningRelay {
       placer: dependencies.placer ?? this.#placer,
       resumeKeys,
       mirrors: this.#mirrors,
+      tracing,
+      late:
+        tracing === noTracing
+          ? undefined
+          : new LateTraces(tracing, (reason) => {
+              metrics.tracesKept.inc({ reason });
+            }),
       notify: (notice) => {
         this.#links.notify(notice);
         dependencies.onNotice?.(notice);
@@ -215,6 +229,7 @@ class Relay implements RunningRelay {
       streamsMax: limits.requestsMax,
       methods: new Map([
         ...this.#health.methods(),
+        ...createReflectionMethods(),
         ...createMirrorMethods({
           store: this.#store,
           joinKeys: this.#joinKeys,
@@ -226,6 +241,7 @@ class Relay implements RunningRelay {
           placeMs: deadlines.placeMs,
           placementKeys: this.#parts.placementKeys,
           resumeKeys: this.#parts.resumeKeys,
+          memory: this.#memory,
           bufferBytesMax: limits.clientBufferBytesMax,
           clock: this.#parts.clock,
           abandon: (placement) => {
@@ -259,7 +275,9 @@ class Relay implements RunningRelay {
   /** Who may call a gRPC method; health is for everybody. */
   #isAllowed(path: string, peer: string): boolean {
     if (path.startsWith("/kvmesh.relay.v1.Mirror/")) return inCidrs(this.#mirrorCallers, peer);
-    if (path.startsWith("/kvmesh.inference.v1.")) return inCidrs(this.#inferenceCallers, peer);
+    if (path.startsWith("/kvmesh.inference.v1.") || path.startsWith("/grpc.reflection.")) {
+      return inCidrs(this.#inferenceCallers, peer);
+    }
     return true;
   }
 

@@ -6,6 +6,7 @@ import type { RelayedBody } from "../core/body/relayed-body.ts";
 import type { ResumedFrom } from "../core/guard/guarded-stream.ts";
 import { restoreStream } from "../core/resume/mirror-state.ts";
 import { readResume, resumeHeader } from "../core/resume/resume-token.ts";
+import type { BodyRefusal } from "./body-memory.ts";
 import type { ClientAnswer, ClientRequest } from "./client-exchange.ts";
 import { admit } from "./exchange/admit.ts";
 import { sendError } from "./exchange/client-writer.ts";
@@ -78,18 +79,21 @@ export class RequestIntake implements RequestTaker {
     }
   }
 
-  refuse(answer: ClientAnswer, reason: "body_too_large" | "body_memory"): void {
+  refuse(answer: ClientAnswer, reason: BodyRefusal): void {
+    sendError(answer, this.bodyError(reason));
+  }
+
+  bodyError(reason: BodyRefusal): MeshError {
     const { metrics, config } = this.#parts;
     metrics.requests.inc({ mode: "none", outcome: "refused" });
     metrics.refusals.inc({ reason });
-    sendError(
-      answer,
-      reason === "body_too_large"
-        ? new MeshError(
-            "request_too_large",
-            `the body is longer than ${String(config.limits.bodyBytesMax)} bytes (relay.limits.bodyBytesMax)`,
-          )
-        : new MeshError("overloaded", "no memory for the body now", { retryAfterMs: 1_000 }),
+    if (reason === "body_memory") {
+      return new MeshError("overloaded", "no memory for the body now", { retryAfterMs: 1_000 });
+    }
+    const max = String(config.limits.bodyBytesMax);
+    return new MeshError(
+      "request_too_large",
+      `the body is longer than ${max} bytes (relay.limits.bodyBytesMax)`,
     );
   }
 
@@ -186,6 +190,9 @@ export class RequestIntake implements RequestTaker {
         body,
         header: (name) => request.header(name),
         fields: () => request.fields(),
+        bodyDone: () => {
+          request.bodyDone();
+        },
         over: (hasBegun) => {
           request.over(hasBegun);
         },

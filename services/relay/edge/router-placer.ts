@@ -12,8 +12,9 @@ import type { PlaceAnswer, PlaceAsk, Placer } from "./placer.ts";
 
 const clientsMax = 64;
 
+/** Whether a router named an error that is the request's; a router's own bug is a router that is no use. */
 function isCode(text: string): text is MeshErrorCode {
-  return Object.hasOwn(wire, text);
+  return Object.hasOwn(wire, text) && text !== "invariant_violated";
 }
 
 /** Asks routers with `Router.Place`, one after the other until one answers. */
@@ -26,7 +27,7 @@ export class RouterPlacer implements Placer {
     this.#targets = targets;
   }
 
-  async place(ask: PlaceAsk): Promise<PlaceAnswer> {
+  async place(ask: PlaceAsk, signal: AbortSignal): Promise<PlaceAnswer> {
     const deadline = performance.now() + ask.timeoutMs;
     let last: PlaceAnswer = {
       kind: "refused",
@@ -37,8 +38,10 @@ export class RouterPlacer implements Placer {
     for (const target of this.#targets()) {
       const leftMs = deadline - performance.now();
       if (leftMs <= 0) break;
-      const answer = await this.#ask(target, ask, leftMs);
-      if (answer.kind === "placed" || answer.outcome === "refused") return answer;
+      if (signal.aborted) return refusal("cancelled", "cancelled", "nobody waits for it any more");
+      const answer = await this.#ask(target, ask, leftMs, signal);
+      if (answer.kind === "placed") return answer;
+      if (answer.outcome === "refused" || answer.outcome === "cancelled") return answer;
       last = answer;
     }
     return last;
@@ -49,7 +52,12 @@ export class RouterPlacer implements Placer {
     this.#clients.clear();
   }
 
-  #ask(target: string, ask: PlaceAsk, timeoutMs: number): Promise<PlaceAnswer> {
+  #ask(
+    target: string,
+    ask: PlaceAsk,
+    timeoutMs: number,
+    signal: AbortSignal,
+  ): Promise<PlaceAnswer> {
     const request: PlaceRequest = {
       requestId: ask.requestId,
       prompt: {
@@ -60,15 +68,22 @@ export class RouterPlacer implements Placer {
       dryRun: false,
       excludedWorkerIds: [...ask.excluded],
     };
+    const metadata = new Metadata();
+    for (const [name, value] of ask.fields) metadata.set(name, value);
     return new Promise((resolve) => {
-      this.#client(target).place(
+      const call = this.#client(target).place(
         request,
-        new Metadata(),
+        metadata,
         { deadline: Date.now() + timeoutMs },
         (error: ServiceError | null, response?: PlaceResponse) => {
+          signal.removeEventListener("abort", leave);
           resolve(error === null ? readAnswer(response) : readFailure(error));
         },
       );
+      const leave = (): void => {
+        call.cancel();
+      };
+      signal.addEventListener("abort", leave, { once: true });
     });
   }
 
@@ -82,11 +97,9 @@ export class RouterPlacer implements Placer {
   }
 }
 
-function refusal(
-  outcome: "refused" | "no_router" | "timeout",
-  code: MeshErrorCode,
-  message: string,
-): PlaceAnswer {
+type Refusal = Extract<PlaceAnswer, { kind: "refused" }>;
+
+function refusal(outcome: Refusal["outcome"], code: MeshErrorCode, message: string): Refusal {
   return { kind: "refused", outcome, code, message };
 }
 
@@ -104,8 +117,14 @@ function readAnswer(response: PlaceResponse | undefined): PlaceAnswer {
 }
 
 function readFailure(error: ServiceError): PlaceAnswer {
-  const code = error.metadata.get("kvmesh-error-code")[0]?.toString() ?? "";
-  if (isCode(code)) return refusal("refused", code, error.details);
+  const textOf = (name: string): string => error.metadata.get(name)[0]?.toString() ?? "";
+  if (error.code === status.CANCELLED) return refusal("cancelled", "cancelled", error.details);
+  const code = textOf("kvmesh-error-code");
+  if (isCode(code)) {
+    const retryAfterMs = Number(textOf("grpc-retry-pushback-ms"));
+    const refused = refusal("refused", code, error.details);
+    return retryAfterMs > 0 ? { ...refused, retryAfterMs } : refused;
+  }
   const outcome = error.code === status.DEADLINE_EXCEEDED ? "timeout" : "no_router";
   return refusal(outcome, "worker_lost", `no router placed the request again: ${error.details}`);
 }

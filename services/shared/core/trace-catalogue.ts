@@ -1,3 +1,5 @@
+import { relayAttributeSpecs, relaySpanNames, relaySpanSpecs } from "./trace-catalogue-relay.ts";
+
 // Every span and attribute name that a trace of the mesh may hold, with kind, type, unit and meaning. Emitters take
 // names from `spanNames` and `attributes`; the documentation table and the end-to-end check come from the same lists.
 
@@ -46,6 +48,9 @@ export const errorTypes = [
   "index_stale",
   "upstream_reset",
   "upstream_status",
+  "engine_frozen",
+  "kv_transfer_failed",
+  "resume_lost",
   "internal",
 ] as const;
 
@@ -87,7 +92,7 @@ const attributeSpecs = {
     name: "http.response.status_code",
     type: "int",
     unit: "",
-    meaning: "HTTP status that the client got; 0 when none was sent.",
+    meaning: "HTTP status that the client got, of a leg its engine's; 0 when none was sent.",
   },
   httpResponseBodySize: {
     name: "http.response.body.size",
@@ -99,7 +104,7 @@ const attributeSpecs = {
     name: "server.address",
     type: "string",
     unit: "",
-    meaning: "Host of the chosen (route) or serving (serve) engine.",
+    meaning: "Host of the chosen (route), serving (serve) or asked (legs) engine.",
   },
   serverPort: {
     name: "server.port",
@@ -139,7 +144,7 @@ const attributeSpecs = {
     name: "kvmesh.worker.id",
     type: "string",
     unit: "",
-    meaning: "Worker chosen (route) or serving (serve).",
+    meaning: "Worker chosen (route), serving (serve) or asked (legs).",
   },
   poolId: {
     name: "kvmesh.pool.id",
@@ -284,7 +289,7 @@ const attributeSpecs = {
     type: "int",
     unit: "{span}",
     meaning:
-      "Spans that routers write for this request: kvmesh.route, its children and kvmesh.serve.",
+      "Spans that routers write for this request (kvmesh.route, its children and kvmesh.serve), or a relay does (kvmesh.request and its children).",
   },
 
   // Predictions, repeated beside what was observed.
@@ -654,6 +659,8 @@ const attributeSpecs = {
       "From the request's first byte at Envoy to the answer's headers (not the first token).",
   },
 
+  ...relayAttributeSpecs,
+
   // llm_request, the engine's own. Names are the engine's (vLLM 0.32.0, `vllm/tracing`); times are seconds.
   engineRequestId: {
     name: "gen_ai.request.id",
@@ -776,6 +783,7 @@ export const spanNames = {
   routeScore: "kvmesh.route.score",
   serve: "kvmesh.serve",
   llmRequest: "llm_request",
+  ...relaySpanNames,
 } as const;
 
 /** Constant name of a span. */
@@ -792,7 +800,7 @@ export interface SpanSpec {
   readonly pattern?: RegExp;
   readonly kind: SpanKindName;
   /** Who writes it. Attributes of `envoy` and `engine` are theirs: only the ones listed here are checked. */
-  readonly owner: "router" | "envoy" | "engine";
+  readonly owner: "router" | "relay" | "envoy" | "engine";
   readonly parent: string;
   readonly meaning: string;
   /** Attributes that are always there. */
@@ -945,11 +953,12 @@ export const spanCatalogue: readonly SpanSpec[] = [
     required: [],
     optional: [],
   },
+  ...relaySpanSpecs,
   {
     name: spanNames.llmRequest,
     kind: "server",
     owner: "engine",
-    parent: "router <cluster> egress",
+    parent: "router <cluster> egress, or the relay's leg",
     meaning: "The request inside the engine, if it traces.",
     required: ["engineRequestId", "enginePromptTokens", "engineE2eSeconds"],
     optional: [
@@ -1070,7 +1079,8 @@ function checkAttributes(span: CheckedSpan, spec: SpanSpec): string[] {
   for (const [name, value] of Object.entries(span.attributes)) {
     const attribute = listed.get(name);
     if (attribute === undefined) {
-      if (spec.owner === "router" || name.startsWith("kvmesh.")) {
+      const isOurs = spec.owner === "router" || spec.owner === "relay";
+      if (isOurs || name.startsWith("kvmesh.")) {
         problems.push(`span "${span.name}" has ${name}, which the catalogue does not list for it`);
       }
       continue;

@@ -6,6 +6,7 @@ import {
   trace,
   type Context,
   type Span,
+  type Tracer,
 } from "@opentelemetry/api";
 import { OTLPTraceExporter } from "@opentelemetry/exporter-trace-otlp-grpc";
 import { TraceState } from "@opentelemetry/core";
@@ -35,7 +36,8 @@ export type SpanAttributes = Readonly<Record<string, AttributeValue | undefined>
 export interface MeshSpan {
   readonly context: TraceContext;
   set(attributes: SpanAttributes): void;
-  event(name: string, attributes?: SpanAttributes): void;
+  /** Adds an event, now or at the given wall time. */
+  event(name: string, attributes?: SpanAttributes, unixUs?: number): void;
   /** Marks the span failed with an `error.type` of the closed list. */
   fail(errorType: string): void;
   /** Ends the span, now or at the given wall time. */
@@ -137,8 +139,9 @@ function wrap(span: Span, traceState: string | undefined): MeshSpan {
     set(attributes) {
       span.setAttributes(present(attributes));
     },
-    event(name, attributes = {}) {
-      span.addEvent(name, present(attributes));
+    event(name, attributes = {}, unixUs) {
+      const time = unixUs === undefined ? undefined : microsToTime(unixUs);
+      span.addEvent(name, present(attributes), time);
     },
     fail(errorType) {
       span.setAttribute("error.type", errorType);
@@ -187,7 +190,16 @@ export function startTracing(options: {
     logRecordProcessors: [],
   });
   sdk.start();
-  const tracer = trace.getTracer("kvmesh");
+  return tracingWith(trace.getTracer("kvmesh"), async () => {
+    const bound = new Promise<void>((resolve) => {
+      setTimeout(resolve, 2_000).unref();
+    });
+    await Promise.race([sdk.shutdown().catch(() => undefined), bound]);
+  });
+}
+
+/** Tracing with a tracer of OpenTelemetry's; `stop` exports what is pending. */
+export function tracingWith(tracer: Tracer, stop: () => Promise<void>): Tracing {
   return {
     start(name, spanOptions = {}) {
       const { parent, kind = "internal", attributes = {}, links = [], startUnixUs } = spanOptions;
@@ -210,11 +222,6 @@ export function startTracing(options: {
       );
       return wrap(span, parent?.traceState);
     },
-    async stop() {
-      const bound = new Promise<void>((resolve) => {
-        setTimeout(resolve, 2_000).unref();
-      });
-      await Promise.race([sdk.shutdown().catch(() => undefined), bound]);
-    },
+    stop,
   };
 }

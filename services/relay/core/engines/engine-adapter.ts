@@ -12,7 +12,13 @@ export interface PrefillUsage {
 /** What the answer of a prefill leg means. */
 export type PrefillReading =
   /** KV is there: the body with which decode pulls it. Good for one use. */
-  | { readonly kind: "handoff"; readonly decodeBody: Uint8Array; readonly usage: PrefillUsage }
+  | {
+      readonly kind: "handoff";
+      readonly decodeBody: Uint8Array;
+      readonly usage: PrefillUsage;
+      /** Blocks of KV that it offers; absent where the engine does not say. */
+      readonly blocks?: number;
+    }
   /** The answer is complete already: what the client gets, as one whole answer. */
   | { readonly kind: "final"; readonly answer: Uint8Array; readonly usage: PrefillUsage }
   /** Nothing to go on with. */
@@ -41,6 +47,8 @@ export interface EngineAdapter {
   readonly order: "sequential" | "concurrent";
   /** Whether its decode engines take a request without KV from elsewhere and prefill it themselves. */
   readonly canPrefillOnDecode: boolean;
+  /** How KV travels, as traces name it; absent where that depends on how the engine was started. */
+  readonly transport?: string;
   /** Whether answers carry token ids when asked, so that streams can be continued. */
   readonly tellsTokenIds: boolean;
   start(request: PairRequest): PairStart;

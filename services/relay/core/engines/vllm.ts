@@ -2,6 +2,7 @@ import type { JsonScanner } from "../../../shared/core/json-scan/json-scanner.ts
 import { editObject } from "../body/edit-object.ts";
 import { scanDocument } from "../body/scanned-object.ts";
 import type { EngineAdapter, PairRequest, PrefillReading } from "./engine-adapter.ts";
+import { handoffBlocks } from "./handoff-blocks.ts";
 import { oneTokenEdits, readUsage } from "./prefill-usage.ts";
 
 const askForHandoff =
@@ -18,6 +19,7 @@ export function createVllmAdapter(json: JsonScanner): EngineAdapter {
     name: "vllm",
     order: "sequential",
     canPrefillOnDecode: true,
+    transport: "nixl",
     tellsTokenIds: true,
     start({ body }) {
       const edits = oneTokenEdits(body.object);
@@ -33,7 +35,9 @@ export function createVllmAdapter(json: JsonScanner): EngineAdapter {
       }
       const usage = readUsage(json, answer);
       const edits = [{ name: "kv_transfer_params", json: params }];
-      return { kind: "handoff", decodeBody: editObject(request.body.object, edits), usage };
+      const decodeBody = editObject(request.body.object, edits);
+      const blocks = handoffBlocks(params);
+      return { kind: "handoff", decodeBody, usage, ...(blocks === undefined ? {} : { blocks }) };
     },
   };
 }

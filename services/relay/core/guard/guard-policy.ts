@@ -4,7 +4,7 @@ import { isBatch } from "../request/pair-policy.ts";
 
 /**
  * Why a stream runs unguarded: nobody asked, the engine does not tell token ids, or the request asks for something whose
- * answer cannot be continued from token ids. The last ones show only in the answer.
+ * answer cannot be continued from token ids. The last ones show only in the answer; `status` is an engine's refusal.
  */
 export type UnguardedReason =
   | "not_asked"
@@ -21,7 +21,8 @@ export type UnguardedReason =
   | "usage_per_chunk"
   | "suffix"
   | "no_token_ids"
-  | "unreadable";
+  | "unreadable"
+  | "status";
 
 /** Fields that, with any value but null, stand for a reason. */
 const byField: readonly (readonly [string, UnguardedReason])[] = [

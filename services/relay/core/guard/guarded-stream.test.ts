@@ -323,6 +323,7 @@ describe("guarded stream", () => {
               generated: Uint32Array.from(whole.ids.slice(0, point.index)),
               point,
               frame: { id: '"cmpl-1"', created: "7", model: '"m"' },
+              traceparent: "",
             },
           });
           const cut = resumed.cut();

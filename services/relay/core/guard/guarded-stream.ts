@@ -57,6 +57,8 @@ export interface ResumedFrom {
   readonly generated: Uint32Array;
   readonly point: StreamPoint;
   readonly frame: ChunkFrame;
+  /** W3C context of the request that began it; empty when it was not traced. */
+  readonly traceparent: string;
 }
 
 /** Options of a guarded stream. */

@@ -1,4 +1,4 @@
-/* The bytes of google.rpc.Status with ErrorInfo, RetryInfo and QuotaFailure (googleapis, error_details.proto). */
+/* The bytes of google.rpc.Status with ErrorInfo, RetryInfo, QuotaFailure and BadRequest (googleapis, error_details.proto). */
 
 const encoder = new TextEncoder();
 
@@ -40,12 +40,14 @@ export interface ErrorFacts {
   readonly retryAfterMs?: number;
   /** Who is over a limit; absent when nobody is. */
   readonly quotaSubject?: string;
+  /** Field of the request that is wrong; absent when none is. */
+  readonly field?: string;
   readonly metadata?: Readonly<Record<string, string>>;
 }
 
 /** The value of `grpc-status-details-bin` before it is written as base64. */
 export function statusDetails(facts: ErrorFacts): Uint8Array {
-  const { status, message, reason, retryAfterMs, quotaSubject, metadata = {} } = facts;
+  const { status, message, reason, retryAfterMs, quotaSubject, field, metadata = {} } = facts;
   const info = [
     ...textField(1, reason),
     ...textField(2, "kvmesh"),
@@ -63,6 +65,10 @@ export function statusDetails(facts: ErrorFacts): Uint8Array {
   if (quotaSubject !== undefined) {
     const violation = [...textField(1, quotaSubject), ...textField(2, message)];
     out.push(...anyOf("QuotaFailure", bytesField(1, violation)));
+  }
+  if (field !== undefined) {
+    const violation = [...textField(1, field), ...textField(2, message)];
+    out.push(...anyOf("BadRequest", bytesField(1, violation)));
   }
   return Uint8Array.from(out);
 }

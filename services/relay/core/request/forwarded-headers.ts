@@ -35,3 +35,24 @@ export function isForwarded(name: string): boolean {
 export function isReturned(name: string): boolean {
   return !connectionFields.has(name) && !name.startsWith("x-kvmesh-");
 }
+
+/** What a request line and a header field may hold in HTTP/1.1 (RFC 9110 §5.5, §5.6.2; RFC 9112 §3.2). */
+const sendablePath = /^\/[\x21-\xff]*$/;
+const sendableName = /^[!#$%&'*+\-.^_`|~0-9a-zA-Z]+$/;
+const sendableValue = /^[\t\x20-\x7e\x80-\xff]*$/;
+
+/**
+ * Says which part of a request cannot be sent on to an engine, which is asked in HTTP/1.1 whatever the client speaks;
+ * nothing when all can. Fields that are not forwarded do not count.
+ */
+export function findUnsendable(path: string, fields: Iterable<HeaderField>): string | undefined {
+  if (!sendablePath.test(path)) return "the path holds characters that no request line can carry";
+  for (const [name, value] of fields) {
+    if (!isForwarded(name)) continue;
+    if (!sendableName.test(name)) return "a header's name is not a token (RFC 9110 §5.6.2)";
+    if (!sendableValue.test(value)) {
+      return `header ${name} holds characters above U+00FF or control characters`;
+    }
+  }
+  return undefined;
+}

@@ -22,12 +22,21 @@ export function unpackIds(bytes: Uint8Array): Uint32Array {
   return ids;
 }
 
-/** What a continuation elsewhere needs beside the generated ids: the frame of the chunks and the prompt's ids. */
-export function writeHead(frame: ChunkFrame, promptIds: Uint32Array): Uint8Array {
+/**
+ * What a continuation elsewhere needs beside the generated ids: the frame of the chunks, the prompt's ids, and the W3C
+ * context of the request, which is empty when it is not traced.
+ */
+export function writeHead(head: {
+  readonly frame: ChunkFrame;
+  readonly promptIds: Uint32Array;
+  readonly traceparent: string;
+}): Uint8Array {
+  const { frame, promptIds } = head;
   const out = new ByteWriter();
   out.text(frame.id);
   out.text(frame.created);
   out.text(frame.model);
+  out.text(head.traceparent);
   out.raw(packIds(promptIds));
   return out.written().slice();
 }
@@ -39,6 +48,7 @@ export function writeHead(frame: ChunkFrame, promptIds: Uint32Array): Uint8Array
 export function restoreStream(kept: MirroredState, resume: ResumePoint): ResumedFrom | undefined {
   const input = new ByteReader(kept.head);
   const frame = { id: input.text(), created: input.text(), model: input.text() };
+  const traceparent = input.text();
   const promptIds = unpackIds(input.raw(kept.head.length - input.at));
   const ids = unpackIds(kept.ids);
   const { index } = resume.point;
@@ -48,5 +58,5 @@ export function restoreStream(kept: MirroredState, resume: ResumePoint): Resumed
   generated.set(ids.subarray(0, Math.min(index, ids.length)));
   // What the client has counts, should the two ever differ.
   generated.set(resume.looseIds, resume.looseFrom);
-  return { promptIds, generated, point: resume.point, frame };
+  return { promptIds, generated, point: resume.point, frame, traceparent };
 }

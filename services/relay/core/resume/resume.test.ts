@@ -135,7 +135,11 @@ describe("mirror store", () => {
           const all = Uint32Array.from({ length: Math.max(have, index) }, (_, i) => i + 7);
           const point = { ...resume.point, index, cleanIndex: 0 };
           const looseIds = all.slice(from, index);
-          const head = writeHead({ id: '"x"', created: "1", model: '"m"' }, Uint32Array.of(1, 2));
+          const head = writeHead({
+            frame: { id: '"x"', created: "1", model: '"m"' },
+            promptIds: Uint32Array.of(1, 2),
+            traceparent: "",
+          });
           const kept = { head, ids: packIds(all.slice(0, have)) };
           const restored = restoreStream(kept, { ...resume, point, looseFrom: from, looseIds });
           if (have < from) expect(restored).toBeUndefined();

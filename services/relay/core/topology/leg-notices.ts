@@ -14,6 +14,8 @@ export interface LegNotice {
   readonly durationMs: number;
   readonly firstTokenMs: number;
   readonly ttftMs: number;
+  /** From the end of prefill to decode's first step; 0 when nothing was transferred or it was not seen. */
+  readonly transferMs: number;
   readonly promptTokens: number;
   readonly cachedTokens: number;
   readonly generatedTokens: number;

@@ -6,6 +6,7 @@ import {
   readPlacement,
 } from "../../../shared/core/placement-token/placement-token.ts";
 import { kindOfPath, readBody, type RelayedBody } from "../../core/body/relayed-body.ts";
+import { findUnsendable } from "../../core/request/forwarded-headers.ts";
 import { hash, isUtf8 } from "../body-checks.ts";
 import type { ClientRequest } from "../client-exchange.ts";
 import type { RelayParts } from "../relay-parts.ts";
@@ -25,6 +26,8 @@ export function admit(
   if (request.method !== "POST") {
     throw new MeshError("invalid_request", `${request.method} has no meaning here; use POST`);
   }
+  const unsendable = findUnsendable(request.path, request.fields());
+  if (unsendable !== undefined) throw new MeshError("invalid_request", unsendable);
   const reading = readPlacement(
     request.header(placementHeader),
     parts.placementKeys,

@@ -49,7 +49,9 @@ export class AnswerPath {
     this.#writer = options.writer;
     this.#wait = options.wait;
     if (!open.body.stream) return;
-    const opening = openGuard(open.parts, open, resumed);
+    const { placement, body } = open;
+    const { traceparent } = open.spans;
+    const opening = openGuard(open.parts, { placement, body, traceparent }, resumed);
     if (opening.kind === "on") this.#guard = opening.guard;
     else this.#unguardedReason = opening.reason;
   }
@@ -91,7 +93,7 @@ export class AnswerPath {
         this.stop("engine_error", chunk.toString("utf8", 0, 200).trimEnd());
         return;
       }
-      this.#options.step({ kind: "answer_began" });
+      if (!this.#begin(record)) return;
     }
     if (this.#reopenedFrom !== undefined) {
       if (status !== this.#reopenedFrom || isErrorEvent(chunk)) {
@@ -111,38 +113,38 @@ export class AnswerPath {
 
   /** The engine's answer is over. */
   end(record: LegRecord): void {
-    const { run, step } = this.#options;
-    if (this.#guard !== undefined && run().isPassing) {
+    const options = this.#options;
+    if (this.#guard !== undefined && options.run().isPassing) {
       this.#guard.stream.ended();
       this.failed("lost", this.#guard.stream.failure);
       return;
     }
     if (isEngineFailure(record.status)) {
-      step({ kind: "answer_failed", outcome: "engine_error", why: record.takeComplaint() });
+      options.step({ kind: "answer_failed", outcome: "engine_error", why: record.takeComplaint() });
       return;
     }
     // An answer without a body still has a head.
-    if (!run().isPassing) step({ kind: "answer_began" });
+    if (!options.run().isPassing && !this.#begin(record)) return;
     this.#writer.end();
-    step({ kind: "answer_ended" });
+    options.step({ kind: "answer_ended" });
   }
 
   /** The answering leg failed. A guarded stream goes on elsewhere, unless only its end was missing. */
   failed(outcome: LegOutcome, why: string): void {
-    const { run, step } = this.#options;
+    const options = this.#options;
     const guard = this.#guard;
-    if (guard === undefined || !run().isPassing) {
-      step({ kind: "answer_failed", outcome, why });
+    if (guard === undefined || !options.run().isPassing) {
+      options.step({ kind: "answer_failed", outcome, why });
       return;
     }
     const then = guard.lost(outcome);
     this.#writeGuarded(guard);
     if (then === "finished") {
       this.#writer.end();
-      step({ kind: "answer_ended", outcome });
+      options.step({ kind: "answer_ended", outcome });
       return;
     }
-    step({ kind: "answer_failed", outcome, why, canContinue: then === "can_continue" });
+    options.step({ kind: "answer_failed", outcome, why, canContinue: then === "can_continue" });
   }
 
   /** Stops the answering leg from this side, and says that it failed. */
@@ -176,6 +178,21 @@ export class AnswerPath {
     this.#writer.end();
   }
 
+  /** The answer begins, unless it cannot follow what the client has already. */
+  #begin(record: LegRecord): boolean {
+    const guard = this.#guard;
+    if (guard !== undefined && record.status !== 200) {
+      if (this.#open.firstByteAt > 0) {
+        this.stop("engine_error", `status ${String(record.status)} instead of the rest`);
+        return false;
+      }
+      // What an engine refuses, every other one would: its word is the client's answer.
+      this.#release(guard, "status");
+    }
+    this.#options.step({ kind: "answer_began" });
+    return true;
+  }
+
   get #guardState(): string {
     return this.#guard === undefined ? `off; reason=${this.#unguardedReason ?? ""}` : "on";
   }
@@ -186,7 +203,11 @@ export class AnswerPath {
     const verdict = guard.receive(chunk);
     if (!this.#writeGuarded(guard)) this.#wait.start("stream", this.silenceMs);
     record.usage = { ...record.usage, generatedTokens: stream.sentCount };
-    guard.grew(before);
+    const moved = guard.grew(before);
+    if (moved !== undefined) {
+      const { workerId } = record.leg;
+      this.#open.spans.stream?.migrated({ ...moved, workerId, offset: before });
+    }
     switch (verdict) {
       case "more":
         return;
@@ -218,12 +239,8 @@ export class AnswerPath {
 
   /** The answer cannot be continued after all: the stream goes on without a guard. `told`: tokens that the client has. */
   #giveUp(guard: StreamGuard, record: LegRecord, told: number): void {
-    const { metrics } = this.#open.parts;
     const reason = guard.stream.unguardedReason ?? "unreadable";
-    metrics.guards.inc({ state: "off", reason });
-    guard.ended(true);
-    this.#guard = undefined;
-    this.#unguardedReason = reason;
+    this.#release(guard, reason);
     if (!guard.looksForStops) {
       this.#open.forget();
       return;
@@ -240,6 +257,14 @@ export class AnswerPath {
     this.#open.forget();
   }
 
+  /** The stream is not guarded any more. */
+  #release(guard: StreamGuard, reason: UnguardedReason): void {
+    this.#open.parts.metrics.guards.inc({ state: "off", reason });
+    guard.ended(true);
+    this.#guard = undefined;
+    this.#unguardedReason = reason;
+  }
+
   /** Sends what the guard has for the client; false when there is nothing. */
   #writeGuarded({ stream }: StreamGuard): boolean {
     const output = stream.takeOutput();
@@ -251,11 +276,14 @@ export class AnswerPath {
 
   #write(bytes: Uint8Array): void {
     const { metrics, config } = this.#open.parts;
+    const { stream } = this.#open.spans;
+    stream?.piece(bytes.length);
     if (this.#writer.write(bytes)) {
       this.#wait.start("stream", this.silenceMs);
       return;
     }
     metrics.pauses.inc();
+    stream?.paused();
     this.#options.legs().answer?.call?.pause();
     this.#wait.start("slow_reader", config.deadlines.slowReaderMs);
   }

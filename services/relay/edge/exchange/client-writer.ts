@@ -1,4 +1,4 @@
-import { MeshError } from "../../../shared/core/errors.ts";
+import type { MeshError } from "../../../shared/core/errors.ts";
 import { openAiError, wire } from "../../../shared/edge/wire.ts";
 import type { HeaderField } from "../../core/request/forwarded-headers.ts";
 import { wholeAsStream } from "../../core/request/whole-as-stream.ts";

@@ -41,12 +41,16 @@ export class Exchange implements AnswerListener, LegsListener {
   readonly #legs: Legs;
   readonly #path: AnswerPath;
   readonly #requestDeadline: number;
+  /** Aborted when nobody waits for another placement any more. */
+  #placing: AbortController | undefined;
   readonly #onOver: (exchange: Exchange) => void;
+  /** Placements that it was run on. */
+  #placements = 1;
 
   /** Plans the legs; throws what the client hears when the placement cannot be carried out. */
   constructor(options: ExchangeOptions) {
     const { parts, request, answer, resumed } = options;
-    this.#open = new OpenRequest({ ...options, client: request });
+    this.#open = new OpenRequest({ ...options, client: request, resumed });
     this.#onOver = options.onOver;
     this.#requestDeadline = options.arrivedAt + parts.config.deadlines.requestMs;
     this.#wait = new PhaseWait(parts.clock);
@@ -67,6 +71,7 @@ export class Exchange implements AnswerListener, LegsListener {
       this.#plan(resumed !== undefined);
     } catch (error) {
       this.#path.guard?.ended(true);
+      this.#endSpans("refused");
       throw error;
     }
     this.#run = new RequestRun(this.#open.planned.plan, parts.config.limits.placementsMax);
@@ -131,6 +136,7 @@ export class Exchange implements AnswerListener, LegsListener {
   }
 
   onDrain(): void {
+    this.#open.spans.stream?.resumed();
     this.#legs.answer?.call?.resume();
     if (this.#wait.phase === "slow_reader") this.#wait.start("stream", this.#path.silenceMs);
   }
@@ -162,6 +168,7 @@ export class Exchange implements AnswerListener, LegsListener {
       pair !== undefined && isUtf8(bytes)
         ? pair.adapter.readPrefill(pair.request, bytes)
         : { kind: "none", why: "the answer is not UTF-8" };
+    if (reading.kind === "handoff") this.#open.spans.offered(reading.blocks);
     if (reading.kind !== "none") record.usage = { ...reading.usage, generatedTokens: -1 };
     this.#legs.handoffMade();
     this.#step({ kind: "prefill_read", reading });
@@ -195,7 +202,10 @@ export class Exchange implements AnswerListener, LegsListener {
   #carryOut(effect: RunEffect): void {
     switch (effect.kind) {
       case "send":
-        this.#legs.send(effect.leg, effect.body, effect.local);
+        this.#legs.send(effect.leg, effect.body, {
+          local: effect.local,
+          offset: this.#path.guard?.stream.sentCount ?? 0,
+        });
         if (effect.leg === "answer") this.#wait.start("first_byte", this.#path.firstByteMs);
         else this.#wait.start("prefill", this.#open.parts.config.deadlines.prefillMs);
         return;
@@ -210,6 +220,8 @@ export class Exchange implements AnswerListener, LegsListener {
         return;
       case "answer":
         this.#open.firstByteAt = this.#open.parts.clock.now();
+        this.#firstByte(undefined);
+        this.#open.spans.stream?.piece(effect.bytes.length);
         this.#writer.whole(effect.bytes);
         return;
       case "place_again":
@@ -235,6 +247,7 @@ export class Exchange implements AnswerListener, LegsListener {
     const isFirst = open.firstByteAt === 0;
     this.#path.pass(record);
     if (!isFirst) return;
+    this.#firstByte(record);
     const { ttftMs } = open;
     parts.metrics.ttftSeconds.observe({ mode: open.mode }, ttftMs / 1_000);
     this.#legs.answerBegan();
@@ -242,6 +255,29 @@ export class Exchange implements AnswerListener, LegsListener {
     parts.notify(
       record.notice(open.placement, { ended: false, outcome: "done", ttftMs, last: false, now }),
     );
+  }
+
+  /** Tells where the time to the first byte went. `record`: the leg that it came from; prefill's for none. */
+  #firstByte(record: LegRecord | undefined): void {
+    const open = this.#open;
+    const parts = open.timeline?.firstByte(open.firstByteAt, open.placement.forecast.itlMs);
+    open.timeline = undefined;
+    if (parts === undefined) return;
+    if (record !== undefined) record.transferMs = parts.transferMs;
+    open.spans.firstByte(parts, open.ttftMs);
+  }
+
+  #endSpans(outcome: RequestOutcome): void {
+    const { spans, body, mode, ttftMs } = this.#open;
+    const { guard, unguardedReason } = this.#path;
+    spans.ended({
+      outcome,
+      mode,
+      placements: this.#placements,
+      ...(body.stream ? { guard: { isOn: guard !== undefined, reason: unguardedReason } } : {}),
+      tokens: guard?.stream.sentCount,
+      ttftMs,
+    });
   }
 
   #over(outcome: RequestOutcome): void {
@@ -252,6 +288,8 @@ export class Exchange implements AnswerListener, LegsListener {
       metrics.requestSeconds.observe({ mode }, (clock.now() - arrivedAt) / 1_000);
     }
     this.#wait.stop();
+    this.#placing?.abort();
+    this.#endSpans(outcome);
     this.#path.guard?.ended(outcome === "done");
     this.#onOver(this);
   }
@@ -259,7 +297,9 @@ export class Exchange implements AnswerListener, LegsListener {
   async #placeAgain(excluded: readonly string[]): Promise<void> {
     const { parts } = this.#open;
     this.#wait.start("placing", parts.config.deadlines.placeMs + 100);
-    const given = await placeAgain(this.#open, excluded);
+    this.#placing = new AbortController();
+    const given = await placeAgain(this.#open, excluded, this.#placing.signal);
+    this.#placing = undefined;
     if (given.kind === "not_placed") {
       this.#step(given);
       return;
@@ -280,6 +320,7 @@ export class Exchange implements AnswerListener, LegsListener {
       this.#step({ kind: "not_placed", code, why: message });
       return;
     }
+    this.#placements++;
     this.#step({ kind: "placed", plan: this.#open.planned.plan });
   }
 }

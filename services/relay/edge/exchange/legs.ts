@@ -40,16 +40,25 @@ export class Legs {
     return this.#answer;
   }
 
-  /** Starts a leg. `local`: why decode prefills itself. */
-  send(slot: LegSlot, body: Uint8Array, local: LocalPrefillReason | undefined): void {
+  /** Starts a leg. `local`: why decode prefills itself; `offset`: tokens of the answer that the client has. */
+  send(
+    slot: LegSlot,
+    body: Uint8Array,
+    of: { readonly local: LocalPrefillReason | undefined; readonly offset: number },
+  ): void {
+    const { local, offset } = of;
     const { parts, placement } = this.#open;
     const leg = this.#open.legOf(slot);
     if (leg === undefined) return;
-    const record = new LegRecord(slot, leg, parts.clock.now());
+    const now = parts.clock.now();
+    const record = new LegRecord(slot, leg, now);
+    this.#open.spans.legStarted(record, placement, { offset, local });
     if (slot === "prefill") {
+      this.#open.timeline?.prefillStarted(now);
       this.#room = new HandoffRoom(parts.handoffs, leg.workerId, placement.forecast.promptTokens);
       this.#prefill = record;
     } else {
+      this.#open.timeline?.answerStarted(now, local !== undefined);
       if (local !== undefined) {
         record.localPrefill = true;
         parts.metrics.localPrefills.inc({ reason: local });
@@ -63,7 +72,7 @@ export class Legs {
   ask(record: LegRecord, body: Uint8Array): void {
     const { clock, pools } = this.#open.parts;
     const { slot } = record;
-    const { address, dpRank } = record.leg;
+    const { address } = record.leg;
     record.takeWhole();
     try {
       const pool = pools.take(address, clock.now());
@@ -89,7 +98,7 @@ export class Legs {
       );
       record.call = call;
       const path = slot === "answer" ? this.#open.path : this.#open.client.path;
-      call.start(pool, { path, headers: this.#headers(dpRank), body });
+      call.start(pool, { path, headers: this.#headers(record), body });
     } catch (error) {
       const { code, message } = toMeshError(error);
       if (code === "invariant_violated") throw error;
@@ -138,6 +147,7 @@ export class Legs {
     if (leg === undefined) return;
     const record = this.#recordOf(slot) ?? new LegRecord(slot, leg, now);
     this.#pending.push({ record, outcome });
+    this.#open.spans.legEnded(record, { outcome, why, now });
     metrics.legs.inc({ engine: leg.engine, leg: leg.role, outcome });
     if (outcome === "done") {
       metrics.legSeconds.observe(
@@ -148,9 +158,11 @@ export class Legs {
       this.#warn(record, outcome, why);
     }
     if (slot === "prefill") {
+      this.#open.timeline?.prefillEnded(now, outcome === "done");
       this.#room?.prefillEnded(outcome);
       this.#prefill = undefined;
     } else {
+      this.#open.timeline?.answerFailed(now);
       this.#room?.answerEnded(outcome);
       this.#answer = undefined;
     }
@@ -172,6 +184,8 @@ export class Legs {
   }
 
   #data(record: LegRecord, chunk: Buffer): void {
+    // An engine may say more behind the end of its answer.
+    if (this.#recordOf(record.slot) !== record) return;
     if (record.slot === "answer") {
       this.#listener.onAnswerData(record, chunk);
       return;
@@ -188,7 +202,8 @@ export class Legs {
     else this.#listener.onAnswerEnd(record);
   }
 
-  #headers(dpRank: number | undefined): HeaderField[] {
+  #headers(record: LegRecord): HeaderField[] {
+    const { dpRank } = record.leg;
     const headers: HeaderField[] = [];
     let hasId = false;
     for (const field of this.#open.client.fields()) {
@@ -198,6 +213,7 @@ export class Legs {
     }
     if (!hasId) headers.push(["x-request-id", this.#open.placement.decisionId]);
     if (dpRank !== undefined) headers.push(["x-data-parallel-rank", String(dpRank)]);
+    headers.push(...this.#open.spans.fieldsOf(record));
     return headers;
   }
 

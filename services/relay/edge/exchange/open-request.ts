@@ -1,10 +1,13 @@
 import type { Placement, PlacementLeg } from "../../../shared/core/placement-token/placement.ts";
 import type { RelayedBody } from "../../core/body/relayed-body.ts";
 import { ScannedObject } from "../../core/body/scanned-object.ts";
+import type { ResumedFrom } from "../../core/guard/guarded-stream.ts";
 import type { LegSlot } from "../../core/request/leg-outcome.ts";
 import type { PlannedRun } from "../../core/request/plan-run.ts";
+import { TtftTimeline } from "../../core/trace/ttft-timeline.ts";
 import type { ClientRequest } from "../client-exchange.ts";
 import type { RelayParts } from "../relay-parts.ts";
+import { RequestSpans } from "./request-spans.ts";
 
 const nothing = new Uint8Array(0);
 const noPlan: PlannedRun = { plan: { kind: "whole", body: nothing, workerId: "" } };
@@ -23,6 +26,9 @@ export class OpenRequest {
   /** Path at which the answering engine is asked. */
   path: string;
   planned: PlannedRun = noPlan;
+  readonly spans: RequestSpans;
+  /** Where the time to the first byte goes; absent once it has gone. */
+  timeline: TtftTimeline | undefined;
   /** When the first byte of the answer went to the client, ms; 0 before that. */
   firstByteAt = 0;
 
@@ -32,7 +38,9 @@ export class OpenRequest {
     readonly arrivedAt: number;
     readonly placement: Placement;
     readonly body: RelayedBody;
+    readonly resumed?: ResumedFrom | undefined;
   }) {
+    const { resumed } = options;
     this.parts = options.parts;
     this.client = options.client;
     this.arrivedAt = options.arrivedAt;
@@ -40,6 +48,14 @@ export class OpenRequest {
     this.body = options.body;
     this.raw = options.client.body;
     this.path = options.client.path;
+    this.timeline = new TtftTimeline(options.arrivedAt);
+    this.spans = new RequestSpans(options.parts, {
+      ...options,
+      resumed:
+        resumed === undefined
+          ? undefined
+          : { traceparent: resumed.traceparent, tokens: resumed.point.index },
+    });
   }
 
   /** Whether it runs on two engines. */
@@ -64,5 +80,6 @@ export class OpenRequest {
     const { kind, stream } = this.body;
     this.body = { kind, stream, object: new ScannedObject(nothing, [], { open: 0, close: 0 }) };
     this.planned = noPlan;
+    this.client.bodyDone();
   }
 }

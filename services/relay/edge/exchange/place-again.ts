@@ -1,6 +1,7 @@
 import type { MeshErrorCode } from "../../../shared/core/errors.ts";
 import type { Placement } from "../../../shared/core/placement-token/placement.ts";
 import { readPlacement } from "../../../shared/core/placement-token/placement-token.ts";
+import { placeFields } from "../../core/request/place-fields.ts";
 import type { OpenRequest } from "./open-request.ts";
 
 /** Where a request goes next, or why nowhere. */
@@ -8,19 +9,32 @@ export type PlacedAgain =
   | { readonly kind: "placed"; readonly placement: Placement }
   | { readonly kind: "not_placed"; readonly code: MeshErrorCode; readonly why: string };
 
-/** Asks a router for another placement of a request, without these workers. Never rejects. */
+/**
+ * Asks a router for another placement of a request, without these workers. Never rejects. `signal`: aborted when the
+ * request is over.
+ */
 export async function placeAgain(
   open: OpenRequest,
   excluded: readonly string[],
+  signal: AbortSignal,
 ): Promise<PlacedAgain> {
   const { placer, placementKeys, metrics, config, clock } = open.parts;
-  const given = await placer.place({
-    requestId: open.client.header("x-request-id") ?? open.placement.decisionId,
-    path: open.client.path,
-    body: open.raw,
-    excluded,
-    timeoutMs: config.deadlines.placeMs,
-  });
+  const { client, placement } = open;
+  const given = await placer.place(
+    {
+      requestId: client.header("x-request-id") ?? placement.decisionId,
+      path: client.path,
+      body: open.raw,
+      fields: placeFields({
+        tenant: placement.tenant,
+        traceparent: open.spans.traceparent,
+        header: (name) => client.header(name),
+      }),
+      excluded,
+      timeoutMs: config.deadlines.placeMs,
+    },
+    signal,
+  );
   if (given.kind === "refused") {
     metrics.placementsAgain.inc({ outcome: given.outcome });
     return { kind: "not_placed", code: given.code, why: given.message };

@@ -43,7 +43,12 @@ export type GuardOpening =
 /** Guards the stream that a request asks for, where its placement wants that and it can be done. */
 export function openGuard(
   parts: RelayParts,
-  request: { readonly placement: Placement; readonly body: RelayedBody },
+  request: {
+    readonly placement: Placement;
+    readonly body: RelayedBody;
+    /** Context in which a relay that goes on with the stream is told of this request. */
+    readonly traceparent: string;
+  },
   resumed: ResumedFrom | undefined,
 ): GuardOpening {
   const { adapters, metrics } = parts;
@@ -81,6 +86,7 @@ export class StreamGuard {
     options: {
       readonly placement: Placement;
       readonly body: RelayedBody;
+      readonly traceparent: string;
       readonly settings: GuardSettings;
       readonly resumed: ResumedFrom | undefined;
     },
@@ -97,7 +103,7 @@ export class StreamGuard {
       ...(mirror === undefined ? {} : { nameOf: (point) => mirror.nameOf(point) }),
       ...(resumed === undefined ? {} : { resumed }),
     });
-    mirror?.follow(this.stream);
+    mirror?.follow(this.stream, options.traceparent);
     const facts = { kind: body.kind, salted: placement.salted };
     this.body = readBody(parts.json, guardedBody(body), facts);
   }
@@ -120,18 +126,21 @@ export class StreamGuard {
     return verdict;
   }
 
-  /** Tokens went out, behind the first `before`. */
-  grew(before: number): void {
+  /** Tokens went out, behind the first `before`. Says what was behind it if they are the first of another engine. */
+  grew(before: number): { readonly cause: LegOutcome; readonly gapMs: number } | undefined {
     const { metrics, clock } = this.#parts;
     const added = this.stream.sentCount - before;
-    if (added === 0) return;
+    if (added === 0) return undefined;
     this.#mirror?.grew();
     metrics.guardedTokens.inc(added);
-    if (this.#lostAt === 0) return;
-    metrics.migrations.inc({ cause: this.#lostBy, outcome: "continued" });
-    metrics.migrationSeconds.observe((clock.now() - this.#lostAt) / 1_000);
+    if (this.#lostAt === 0) return undefined;
+    const gapMs = clock.now() - this.#lostAt;
+    const cause = this.#lostBy;
+    metrics.migrations.inc({ cause, outcome: "continued" });
+    metrics.migrationSeconds.observe(gapMs / 1_000);
     this.#lostAt = 0;
     this.#cut = undefined;
+    return { cause, gapMs };
   }
 
   /** Prepares a stream that another relay began to go on here. */
