@@ -13,8 +13,14 @@ export interface TraceRoles {
   readonly serve: ViewSpan | undefined;
   /** Envoy's tries upstream, in order. */
   readonly tries: readonly ViewSpan[];
-  /** The engine's span of the last try; the only one unless tries failed inside engines. */
+  /** The engine's span of the last try; the only one unless tries failed inside engines, or a relay ran several legs. */
   readonly engine: ViewSpan | undefined;
+  /** The request on its way through a relay, the last try of it; absent for requests that pass none. */
+  readonly relayed: ViewSpan | undefined;
+  readonly prefill: ViewSpan | undefined;
+  readonly transfer: ViewSpan | undefined;
+  readonly decode: ViewSpan | undefined;
+  readonly stream: ViewSpan | undefined;
 }
 
 /** Finds the spans of a request. Of several with one name the last stands, which is the one that counted. */
@@ -32,6 +38,11 @@ export function findRoles(trace: ViewTrace): TraceRoles {
     serve: last(spanNames.serve),
     tries: trace.spans.filter((span) => /^router .+ egress$/u.test(span.name)),
     engine: last(spanNames.llmRequest),
+    relayed: last(spanNames.request),
+    prefill: last(spanNames.prefill),
+    transfer: last(spanNames.kvTransfer),
+    decode: last(spanNames.decode),
+    stream: last(spanNames.stream),
   };
 }
 
@@ -74,6 +85,37 @@ function expectEnvoyAndEngine(roles: TraceRoles, missing: string[]): void {
   }
 }
 
+/** What a relay's spans say is missing of them, and a relay that the decision names but that wrote none. */
+function expectRelay(trace: ViewTrace, roles: TraceRoles, missing: string[]): void {
+  const { relayed, route } = roles;
+  if (relayed === undefined) {
+    if (textAt(route, attributes.routeMode) === "pd") {
+      missing.push(
+        "kvmesh.request (the relay's; it does not trace, or the request never reached it)",
+      );
+    }
+    return;
+  }
+  const expected = numberAt(relayed, attributes.traceSpansExpected);
+  const written = trace.spans.filter(({ name }) => relaySpans.has(name)).length;
+  if (expected !== undefined && written < expected) {
+    missing.push(`${String(expected - written)} of ${String(expected)} relay spans`);
+  }
+}
+
+/** Spans that relays write. */
+const relaySpans: ReadonlySet<string> = new Set([
+  spanNames.request,
+  spanNames.prefill,
+  spanNames.kvTransfer,
+  spanNames.decode,
+  spanNames.stream,
+]);
+
+/** Whether a span is one that routers write. */
+const isRouterSpan = ({ name }: ViewSpan): boolean =>
+  name === spanNames.serve || name.startsWith(spanNames.route);
+
 /**
  * Compares a trace with what its own outcome says must be there: Envoy's spans, the router's by outcome, one upstream
  * span per try, the engine's; with the router's own count when it gave one; and every parent.
@@ -82,8 +124,9 @@ export function checkComplete(trace: ViewTrace, roles: TraceRoles): Completeness
   const missing: string[] = [];
   expectRouter(roles, missing);
   expectEnvoyAndEngine(roles, missing);
+  expectRelay(trace, roles, missing);
   const expected = numberAt(roles.route, attributes.traceSpansExpected);
-  const ours = trace.spans.filter((span) => span.name.startsWith("kvmesh.")).length;
+  const ours = trace.spans.filter(isRouterSpan).length;
   if (expected !== undefined && ours < expected && missing.length === 0) {
     missing.push(`${String(expected - ours)} of ${String(expected)} router spans`);
   }

@@ -11,6 +11,7 @@ import {
   type ViewSpan,
   type ViewTrace,
 } from "./trace-tree.ts";
+import { transferTexts } from "./trace-transfers.ts";
 import { ttftParts, whyUnobserved } from "./trace-ttft.ts";
 
 /** How a trace is drawn. */
@@ -97,7 +98,7 @@ function headLines(trace: ViewTrace, roles: TraceRoles, paint: Paint): string[] 
     ["pool", textAt(route, attributes.poolId)],
     ["policy", textAt(route, attributes.routePolicy)],
     ["outcome", textAt(route, attributes.routeOutcome)],
-    ["worker", textAt(route, attributes.workerId)],
+    ["worker", workersText(roles)],
   ].flatMap(([name, value]) => (value === undefined ? [] : [`${String(name)} ${value}`]));
   const served = textAt(serve, attributes.serveEndpoint);
   if (serve !== undefined) {
@@ -113,6 +114,17 @@ function headLines(trace: ViewTrace, roles: TraceRoles, paint: Paint): string[] 
   }
   const title = `trace ${trace.traceId}  ${started}  ${formatMs(trace.lengthMs)}`;
   return [paint(title, "bold"), ids.join(" · "), facts.join(" · ")].filter((line) => line !== "");
+}
+
+/** The worker that serves a request, or the two of a pair. */
+function workersText({ route, relayed, prefill, decode }: TraceRoles): string | undefined {
+  const decoding = textAt(decode, attributes.workerId) ?? textAt(route, attributes.workerId);
+  const computing =
+    textAt(prefill, attributes.workerId) ?? textAt(route, attributes.routePrefillWorkerId);
+  const workers = computing === undefined ? decoding : `${computing} → ${decoding ?? "nobody"}`;
+  return relayed === undefined || workers === undefined
+    ? workers
+    : `${workers} through ${relayed.service}`;
 }
 
 function errorLines(trace: ViewTrace, paint: Paint): string[] {
@@ -150,9 +162,13 @@ function ttftLines(roles: TraceRoles, paint: Paint): string[] {
 const signed = (text: string, value: number): string => (value > 0 ? `+${text}` : text);
 
 function predictionLines(roles: TraceRoles, paint: Paint): string[] {
-  const { route, serve } = roles;
+  const { route, serve, prefill, transfer, decode } = roles;
   const value = (name: string): number | undefined =>
     numberAt(serve, name) ?? numberAt(route, name);
+  const onSpan = (span: ViewSpan | undefined, predicted: string, observed: string) => ({
+    predicted: numberAt(span, predicted),
+    observed: numberAt(span, observed),
+  });
   const row = (
     name: string,
     pair: { readonly predicted: number | undefined; readonly observed: number | undefined },
@@ -181,6 +197,21 @@ function predictionLines(roles: TraceRoles, paint: Paint): string[] {
         observed: value(attributes.observedCachedTokens),
       },
       formatCount,
+    ),
+    ...row(
+      "prefill",
+      onSpan(prefill, attributes.predictedPrefillMs, attributes.observedPrefillMs),
+      formatMs,
+    ),
+    ...row(
+      "KV transfer",
+      onSpan(transfer, attributes.predictedTransferMs, attributes.observedTransferMs),
+      formatMs,
+    ),
+    ...row(
+      "gap between tokens",
+      onSpan(decode, attributes.predictedItlMs, attributes.observedItlMs),
+      formatMs,
     ),
   ];
   if (table.length === 0) return [];
@@ -255,6 +286,11 @@ function candidateLines({ route, score }: TraceRoles, paint: Paint): string[] {
   return ["", paint(title, "bold"), ...body, `  ${notes.join(" · ")}`];
 }
 
+function movedLines(trace: ViewTrace, paint: Paint): string[] {
+  const lines = transferTexts(trace.spans).map((line) => `  ${line}`);
+  return lines.length === 0 ? [] : ["", paint("KV moved", "bold"), ...lines];
+}
+
 function linkLines(trace: ViewTrace, paint: Paint): string[] {
   const lines = trace.spans.flatMap((span) =>
     span.links.map((link) =>
@@ -300,6 +336,7 @@ export function renderTrace(trace: ViewTrace, options: TraceViewOptions): string
     ...errorLines(trace, paint),
     ...ttftLines(roles, paint),
     ...predictionLines(roles, paint),
+    ...movedLines(trace, paint),
     ...candidateLines(roles, paint),
     ...linkLines(trace, paint),
     "",
