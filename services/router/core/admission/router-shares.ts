@@ -65,9 +65,9 @@ const handOverMs = 50;
 const horizonMs = 25;
 /** Demands told to peers at once. */
 const demandsMax = 256;
-/** How far one message moves a router's demand, 0 to 1: it comes and goes faster than the others hear of it. */
 /** Rounds that are looked ahead at for a turn. */
 const roundsAhead = 8;
+/** How far one message moves a router's demand, 0 to 1: it comes and goes faster than the others hear of it. */
 const smoothStep = 0.2;
 /** Less demand than this is none, ms. */
 const leastMs = 1;

@@ -56,14 +56,24 @@ describe("LinkBook", () => {
 
   test("bytes under way are waited for, less what drains during the prefill; closed ones are not", () => {
     const book = linkBook();
-    book.opened(ends(0, 1), 200 * mib, at(0));
+    const link = book.opened(ends(0, 1), 200 * mib, at(0));
     expect(forecast(book, ends(0, 1), mib)[0]).toBeCloseTo(200);
     expect(forecast(book, ends(0, 1), mib, 150)[0]).toBeCloseTo(50);
     expect(forecast(book, ends(0, 1), mib, 500)[0]).toBe(0);
     expect(forecast(book, ends(1, 0), mib)[0]).toBe(0);
-    book.closed(ends(0, 1), 200 * mib);
-    book.closed(ends(0, 1), 200 * mib);
+    book.closed(link, 200 * mib);
     expect([book.inFlight(ends(0, 1)), forecast(book, ends(0, 1), mib)[0]]).toEqual([0, 0]);
+  });
+
+  test("a transfer of an engine that has left takes nothing off the link of one that got its row", () => {
+    const book = linkBook();
+    const old = book.opened(ends(0, 1), 200 * mib, at(0));
+    book.forget(1);
+    const link = book.opened(ends(0, 1), 50 * mib, at(1));
+    book.closed(old, 200 * mib);
+    expect(book.inFlight(ends(0, 1))).toBe(50 * mib);
+    book.closed(link, 50 * mib);
+    expect(book.inFlight(ends(0, 1))).toBe(0);
   });
 
   test("ignores what cannot have been measured", () => {

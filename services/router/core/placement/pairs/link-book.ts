@@ -53,7 +53,8 @@ const unusedMsMax = 60_000;
 /** More than any row number. */
 const rowsMax = 1 << 20;
 
-interface Link {
+/** A link that a transfer was placed on; for `LinkBook.closed`. Once the link is forgotten nobody else sees it. */
+export interface Link {
   readonly model: RecursiveLeastSquares;
   /** Bytes of transfers that are placed and not over. */
   inFlight: number;
@@ -122,17 +123,16 @@ export class LinkBook {
     return this.#links.get(from * rowsMax + to)?.inFlight ?? 0;
   }
 
-  /** A transfer was placed. */
-  opened(ends: LinkEnds, bytes: number, now: MonoMs): void {
+  /** A transfer was placed; returns the link for its end, when the rows may be those of other engines. */
+  opened(ends: LinkEnds, bytes: number, now: MonoMs): Link {
     const link = this.#touch(ends, now);
     link.inFlight += bytes;
     link.transfers++;
+    return link;
   }
 
-  /** A transfer is over, or will never be. Once for each `opened`. */
-  closed({ from, to }: LinkEnds, bytes: number): void {
-    const link = this.#links.get(from * rowsMax + to);
-    if (link === undefined || link.transfers === 0) return;
+  /** A transfer is over, or will never be. Once for each `opened`, with its bytes. */
+  closed(link: Link, bytes: number): void {
     link.transfers--;
     link.inFlight = link.transfers === 0 ? 0 : Math.max(0, link.inFlight - bytes);
   }

@@ -2,7 +2,7 @@ import type { MonoMs, WorkerId } from "../../../../shared/core/ids.ts";
 import type { LoadBook } from "../../load/load-book.ts";
 import type { Reservation } from "../../load/reservation.ts";
 import type { PlacementTable } from "../placement-table.ts";
-import type { LinkBook, LinkEnds } from "./link-book.ts";
+import type { Link, LinkBook, LinkEnds } from "./link-book.ts";
 
 /** What stands behind the decision id in the key of a prefill leg's reservation; no decision id ends like this. */
 const prefillSuffix = "#p";
@@ -37,8 +37,9 @@ export interface PlacedPair {
 interface OpenPair extends PlacedPair {
   isPrefillOpen: boolean;
   isDecodeOpen: boolean;
-  isMoving: boolean;
   isAwaited: boolean;
+  /** The link that its bytes are on; absent once they are over, and where an end was no member. */
+  link: Link | undefined;
 }
 
 /**
@@ -88,16 +89,11 @@ export class PairLegs {
 
   /** Both reservations were opened, or the decode leg's alone, as a peer tells them one by one. */
   opened(pair: PlacedPair, isPrefillOpen: boolean, now: MonoMs): void {
-    this.#open.set(pair.decisionId, {
-      ...pair,
-      isPrefillOpen,
-      isDecodeOpen: true,
-      isMoving: true,
-      isAwaited: true,
-    });
-    this.#await(pair.decodeWorker, pair.movedTokens);
     const ends = this.endsOf(pair);
-    if (ends !== undefined) this.#links.opened(ends, pair.transferBytes, now);
+    const link = ends && this.#links.opened(ends, pair.transferBytes, now);
+    const state = { isPrefillOpen, isDecodeOpen: true, isAwaited: true, link };
+    this.#open.set(pair.decisionId, { ...pair, ...state });
+    this.#await(pair.decodeWorker, pair.movedTokens);
   }
 
   /** Whether the reservation of a decision's prefill leg may be open. Cheap when there are no pairs. */
@@ -144,10 +140,10 @@ export class PairLegs {
   }
 
   #moved(pair: OpenPair): void {
-    if (!pair.isMoving) return;
-    pair.isMoving = false;
-    const ends = this.endsOf(pair);
-    if (ends !== undefined) this.#links.closed(ends, pair.transferBytes);
+    const { link } = pair;
+    if (link === undefined) return;
+    pair.link = undefined;
+    this.#links.closed(link, pair.transferBytes);
   }
 
   #await(worker: WorkerId, tokens: number): void {
