@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { AdmissionConfig } from "./admission-config.ts";
+import { StreamConfig } from "./stream-config.ts";
 import { parseCidr } from "../shared/core/cidr.ts";
 import { parseEndpoint } from "../shared/core/endpoint.ts";
 import { logLevels } from "../shared/edge/log.ts";
@@ -157,6 +158,8 @@ export const RouterConfig = z.strictObject({
       duplexFallbacks: z.boolean().default(false),
     })
     .prefault({}),
+  /** Which streams go on when their engine dies. */
+  stream: StreamConfig,
   /** How requests wait for room, and which are refused. */
   admission: AdmissionConfig,
   /** How long to wait for the other routers before serving without them, ms. */

@@ -28,11 +28,13 @@ import { admissionGauges, AdmissionTimer } from "./edge/admission-timer.ts";
 import { Decider } from "./edge/decider.ts";
 import { DemandExchange } from "./edge/demand-exchange.ts";
 import { EffectRunner } from "./edge/effect-runner.ts";
+import { GuardAsks } from "./edge/guard-asks.ts";
 import { createHotServer, extProcName } from "./edge/hot-server.ts";
 import { createMembershipService } from "./edge/membership-server.ts";
 import { ModelRuntimes } from "./edge/model-runtimes.ts";
 import { TokenCacheMetrics } from "./edge/token-cache-metrics.ts";
 import { pairsFromConfig } from "./pair-config.ts";
+import { guardsFromConfig } from "./stream-config.ts";
 import { PlacementSigner } from "./edge/relay-placement.ts";
 import { RelayService } from "./edge/relay-server.ts";
 import { PeerLinks } from "./edge/peer-links.ts";
@@ -137,6 +139,7 @@ async function startRouter(config: Config): Promise<RunningService> {
     tokenCacheBytesMax: config.limits.tokenCacheBytesMax,
   });
   const tokenCache = new TokenCacheMetrics(runtimes, metrics);
+  const guards = guardsFromConfig(config.stream);
   let controlPort = config.controlPort;
   const admissionTimer = new AdmissionTimer(core, clock);
   const settle = (): void => {
@@ -156,6 +159,9 @@ async function startRouter(config: Config): Promise<RunningService> {
     snapshot: () => effects.peerSnapshot(),
     onDropped: (count) => {
       metrics.peerMessagesDropped.inc(count);
+    },
+    onUnproven: () => {
+      metrics.peerRefused.inc({ what: "welcome" });
     },
   });
   const outcomes = new AccessOutcomes({
@@ -283,7 +289,14 @@ async function startRouter(config: Config): Promise<RunningService> {
     defaultPool: config.pools.default,
     blockSizeTokens,
     duplexFallbacks: config.placement.duplexFallbacks,
-    signer: new PlacementSigner({ core, clock, router: instance, keys: keys.placement }),
+    signer: new PlacementSigner({
+      core,
+      clock,
+      router: instance,
+      keys: keys.placement,
+      guard: guards.settings,
+    }),
+    guards: new GuardAsks(guards),
     admissionWaitMsMax: Math.max(0, ...config.admission.classes.map((c) => c.waitMsMax)),
     onDecision: (decision) => {
       placements.publish(decision);

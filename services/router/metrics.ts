@@ -20,6 +20,12 @@ export const routerMetrics = {
     help: "Requests of pools with engines that hand KV to each other, by form (pair, whole) and why it was chosen.",
     labels: ["form", "why"],
   },
+  guardDecisions: {
+    name: "kvmesh_router_guard_decisions_total",
+    kind: "counter",
+    help: "Streams that were to survive their engine, by state (on, off) and why they are not guarded.",
+    labels: ["state", "reason"],
+  },
   legEnds: {
     name: "kvmesh_router_leg_ends_total",
     kind: "counter",
@@ -301,7 +307,7 @@ export const routerMetrics = {
   peerRefused: {
     name: "kvmesh_router_peer_refused_total",
     kind: "counter",
-    help: "What peers said and this router did not take: hello, notice (of a member), demand, message.",
+    help: "What peers said and this router did not take: hello, welcome, notice (of a member or relay), demand, message.",
     labels: ["what"],
   },
   callersRefused: {

@@ -164,6 +164,7 @@ async function startRouter(
     controlAddress: () => `127.0.0.1:${port}`,
     snapshot: () => ({ members: [], reservations: [], relays: [] }),
     onDropped: () => undefined,
+    onUnproven: () => undefined,
   });
   const outcomes = new AccessOutcomes({
     core,

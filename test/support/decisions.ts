@@ -58,6 +58,7 @@ export function decision(over: Partial<Decision> = {}): Decision {
     traceId: "0af7651916cd43dd8448eb211c80319c",
     admission: undefined,
     pair: undefined,
+    guard: undefined,
     decidedUnixUs: 1_790_000_000_123_456n,
     decideUs: 88.4,
     pool: "default",

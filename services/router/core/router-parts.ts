@@ -25,6 +25,7 @@ import { RequestRanking } from "./placement/request-ranking.ts";
 import { RowRanker } from "./placement/row-ranking.ts";
 import { LegEnds } from "./relays/leg-ends.ts";
 import { RelayRoster } from "./relays/relay-roster.ts";
+import { StreamGuards } from "./relays/stream-guards.ts";
 import { EffectQueue } from "./router-effects.ts";
 import type { RouterCoreOptions } from "./router-options.ts";
 
@@ -125,7 +126,18 @@ export function makeRouterParts(options: RouterCoreOptions): RouterParts {
   const tries = new PairTries({ relaysMax: endpointsMax }, { pairs, table, ranking, charges });
   const placer: RequestPlacer = new RequestPlacer(
     { endpointsMax },
-    { ranking, tries, charges, maker, reservations, decisions, members, policies, homes },
+    {
+      ranking,
+      tries,
+      charges,
+      maker,
+      reservations,
+      guards: new StreamGuards({ relays, members }),
+      decisions,
+      members,
+      policies,
+      homes,
+    },
   );
   const turns: TurnTaking = new TurnTaking(admission, { gates, placer, maker });
 
@@ -146,6 +158,9 @@ export function makeRouterParts(options: RouterCoreOptions): RouterParts {
     },
     firstToken: (id) => {
       policies.firstToken(id);
+    },
+    cachedTold: (id, tokens) => {
+      ends.cachedTold(id, tokens);
     },
     learnPrefill: (worker, sample) => {
       speeds.observePrefill(worker, sample);

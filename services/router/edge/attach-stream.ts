@@ -13,10 +13,10 @@ import type {
   RelayLoad,
 } from "../../shared/gen/kvmesh/relay/v1/relay.ts";
 import type { LegNotice } from "../core/relays/leg-notice.ts";
-import type { RelayFacts, RelayRoster } from "../core/relays/relay-roster.ts";
+import type { Relay, RelayFacts, RelayRoster } from "../core/relays/relay-roster.ts";
 import type { TopologySnapshot } from "../core/relays/relay-topology.ts";
 import type { Lease, LeaseHolder } from "./lease-streams.ts";
-import { relayAddressProblem } from "./relay-address.ts";
+import { relayAddressProblem } from "./relay-facts.ts";
 import { readLegNotice, readRelayHello, snapshotToWire } from "./relay-wire.ts";
 
 type Reply = NonNullable<AttachResponse["message"]>;
@@ -202,16 +202,24 @@ export class AttachStream implements LeaseHolder<AttachRequest> {
     }
   }
 
+  /** Whether what this stream says is of the life that is known. */
+  #holds({ streamId, facts }: Relay): boolean {
+    return streamId === this.#lease.id && facts.epoch === this.#facts?.epoch;
+  }
+
   #load({ instance }: RelayFacts, { openRequests, draining }: RelayLoad): void {
     const { relays, tellPeers } = this.#d;
-    const wasDraining = relays.get(instance)?.draining;
+    const relay = relays.get(instance);
+    // Peers may have told of a newer life of it, which this stream knows nothing of.
+    if (relay === undefined || !this.#holds(relay)) return;
+    const wasDraining = relay.draining;
     relays.load(instance, { openRequests, draining });
     if (wasDraining !== draining) tellPeers(instance);
   }
 
   #legs(facts: RelayFacts, { notices }: LegNotices): void {
     const relay = this.#d.relays.get(facts.instance);
-    if (relay?.facts.epoch !== facts.epoch) return;
+    if (relay === undefined || !this.#holds(relay)) return;
     for (const wire of notices) {
       const seq = Number(wire.seq);
       // What was not acknowledged before a stream broke comes again.
@@ -225,7 +233,8 @@ export class AttachStream implements LeaseHolder<AttachRequest> {
 
   #goodbye({ instance }: RelayFacts, reason: string): void {
     const { relays, log, tellPeers } = this.#d;
-    if (relays.get(instance)?.streamId === this.#lease.id) {
+    const relay = relays.get(instance);
+    if (relay !== undefined && this.#holds(relay)) {
       tellPeers(instance, true);
       relays.goodbye(instance);
     }

@@ -19,6 +19,7 @@ import type { OpenAiRequest } from "../core/openai/openai-request.ts";
 import { readTruncatedRequest } from "../core/openai/truncated-request.ts";
 import { findWrongForm, modelsQuestion } from "../core/openai/request-form.ts";
 import type { TokenisedPrompt } from "../core/prompt/read-prompt.ts";
+import type { GuardAsk } from "../core/relays/decision-guard.ts";
 import type { PlaceInput } from "../core/placement/place-input.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { routerMetrics } from "../metrics.ts";
@@ -26,6 +27,7 @@ import type { ModelRuntimes } from "./model-runtimes.ts";
 import { encodeMsMax, PromptReading, type AwaitedPrompt } from "./prompt-reading.ts";
 import type { RequestContext } from "./request-context.ts";
 import type { RequestDecider, WaitingDecision } from "./request-decider.ts";
+import type { GuardAsks } from "./guard-asks.ts";
 import { BodyDigest, type PlacementSigner } from "./relay-placement.ts";
 import { RouteSpans } from "./route-spans.ts";
 
@@ -48,6 +50,8 @@ export interface DeciderDependencies {
   readonly duplexFallbacks: boolean;
   /** Signs placements of requests that pass a relay; without one none does. */
   readonly signer?: PlacementSigner;
+  /** Which streams are to survive their engine; without one none are. */
+  readonly guards?: GuardAsks;
   /** Longest wait in admission of any class, ms. */
   readonly admissionWaitMsMax: number;
   /** Called with every decision, for watchers. */
@@ -149,7 +153,9 @@ export class Decider implements RequestDecider {
     const isCarried = openAi.kind === "chat" || openAi.kind === "completions";
     if (options.dryRun || !isCarried) return { decision, placement: "" };
     const { sha256 } = new BodyDigest(json);
-    const placement = this.#d.signer?.sign(decision, { sha256, tenant: "" }) ?? "";
+    const { tenant } = options.turn.hints;
+    const guarded = this.#d.guards?.isGuarded(openAi, pool) === true;
+    const placement = this.#d.signer?.sign(decision, { sha256, tenant, guarded }) ?? "";
     return { decision, placement };
   }
 
@@ -267,7 +273,9 @@ export class Decider implements RequestDecider {
     });
     // The digest is of a body that may be gone once the request has waited.
     const mayPair = !request.truncated && isSplittable(openAi) && this.#mayPair(pool);
-    const digest = mayPair ? new BodyDigest(body) : undefined;
+    const guard = this.#guardAsk(openAi, pool, request, body);
+    const mayRelay = mayPair || (guard?.mode === "relay" && guard.off === "");
+    const digest = mayRelay ? new BodyDigest(body) : undefined;
     const { session } = openAi;
     const hints = readHints(
       (name) => request.headers.get(name as RequestHeaderName),
@@ -276,7 +284,7 @@ export class Decider implements RequestDecider {
     const keptBytes = context.bodyMode === "full_duplex" ? request.bodyBytes : 0;
     const admit = (prompt: TokenisedPrompt): WaitingDecision | undefined => {
       spans.tokenized(tokenize, prompt, openAi);
-      const asked = { hints, keptBytes, openAi, pool, prompt, digest };
+      const asked = { hints, keptBytes, openAi, pool, prompt, digest, mayPair, guard };
       return this.#admit(asked, context, spans, answer);
     };
     if ("read" in read) digest?.keep();
@@ -332,12 +340,15 @@ export class Decider implements RequestDecider {
       readonly prompt: TokenisedPrompt;
       /** Absent for a request that cannot pass a relay. */
       readonly digest: BodyDigest | undefined;
+      /** Whether it can run on two workers. */
+      readonly mayPair: boolean;
+      readonly guard: GuardAsk | undefined;
     },
     context: RequestContext,
     spans: RouteSpans,
     answer: (answer: Answer) => void,
   ): WaitingDecision | undefined {
-    const { hints, keptBytes, openAi, pool, prompt, digest } = of;
+    const { hints, keptBytes, openAi, pool, prompt, digest, mayPair, guard } = of;
     const { core, clock, onWaiting } = this.#d;
     const started = clock.now();
     const lookup = spans.start("lookup");
@@ -347,7 +358,8 @@ export class Decider implements RequestDecider {
       prompt,
       requestId: context.requestId,
       subset: context.subset,
-      isPairable: digest !== undefined,
+      isPairable: mayPair,
+      guard,
       dryRun: false,
     });
     const waiting = core.placeInTurn(
@@ -493,9 +505,10 @@ export class Decider implements RequestDecider {
     subset: ReadonlySet<string> | undefined;
     excluded?: ReadonlySet<string>;
     isPairable?: boolean;
+    guard?: GuardAsk | undefined;
     dryRun: boolean;
   }): PlaceInput {
-    const { openAi, pool, prompt, excluded, isPairable } = options;
+    const { openAi, pool, prompt, excluded, isPairable, guard } = options;
     return {
       requestId: options.requestId === "" ? randomUUID() : options.requestId,
       pool,
@@ -508,6 +521,7 @@ export class Decider implements RequestDecider {
       subset: options.subset,
       ...(excluded === undefined ? {} : { excluded }),
       ...(isPairable === true && prompt.loadOnly === undefined ? { isPairable } : {}),
+      ...(guard === undefined ? {} : { guard }),
       dryRun: options.dryRun,
       unixUs: this.#d.clock.wallUnixUs(),
     };
@@ -535,8 +549,11 @@ export class Decider implements RequestDecider {
     spans?.admitted(decision);
     spans?.placed(lookup, decision, core);
     if (prompt.loadOnly !== undefined) metrics.loadOnly.inc({ reason: prompt.loadOnly });
-    const { outcome, admission, pair } = decision;
+    const { outcome, admission, pair, guard } = decision;
     if (pair !== undefined) metrics.pairDecisions.inc({ form: pair.form, why: pair.why });
+    if (guard !== undefined) {
+      metrics.guardDecisions.inc({ state: guard.off === "" ? "on" : "off", reason: guard.off });
+    }
     metrics.decisions.inc({ outcome: outcome.kind, policy: decision.policy });
     if (admission !== undefined) {
       const { className, shedReason } = admission;
@@ -557,12 +574,28 @@ export class Decider implements RequestDecider {
     return this.#d.signer !== undefined && this.#d.core.pairs.isPossible(pool);
   }
 
-  /** The placement of a pair for the relay that is to carry it out. */
-  #signedPair(decision: Decision, body: DigestedBody | undefined): string {
+  /** How the stream of a request is to be guarded; `undefined` when it need not. */
+  #guardAsk(
+    openAi: OpenAiRequest,
+    pool: string,
+    request: ExchangeRequest,
+    body: Uint8Array,
+  ): GuardAsk | undefined {
+    if (this.#d.signer === undefined) return undefined;
+    return this.#d.guards?.of(openAi, pool, {
+      header: request.headers.get("x-kvmesh-guard"),
+      body: request.truncated ? undefined : body,
+    });
+  }
+
+  /** The placement of a pair or of a guarded stream for the relay that is to carry it out. */
+  #signed(decision: Decision, body: DigestedBody | undefined): string {
     const { signer } = this.#d;
-    invariant(body !== undefined && signer !== undefined, "a pair was placed without its digest");
-    const token = signer.sign(decision, { sha256: body.digest.sha256, tenant: body.tenant });
-    invariant(token !== undefined, "a pair was placed on workers that are no members");
+    invariant(body !== undefined && signer !== undefined, "nothing is relayed without its digest");
+    const { tenant, digest } = body;
+    const guarded = decision.guard?.off === "";
+    const token = signer.sign(decision, { sha256: digest.sha256, tenant, guarded });
+    invariant(token !== undefined, "a relay was picked for workers that are no members");
     return token;
   }
 
@@ -571,12 +604,13 @@ export class Decider implements RequestDecider {
     const endpoints = single ? decision.endpoints.slice(0, 1) : decision.endpoints;
     const destination = endpoints.join(",");
     const { chosen } = decision;
-    const isPair = decision.pair?.form === "pair";
+    const { pair, guard } = decision;
+    const isRelayed = pair?.form === "pair" || (guard !== undefined && guard.relays.length > 0);
     const setHeaders: [string, string][] = [
-      [headerNames.pool, isPair ? relaysCluster : poolCluster(decision.pool)],
+      [headerNames.pool, isRelayed ? relaysCluster : poolCluster(decision.pool)],
       [headerNames.destination, destination],
     ];
-    if (isPair) setHeaders.push([headerNames.placement, this.#signedPair(decision, body)]);
+    if (isRelayed) setHeaders.push([headerNames.placement, this.#signed(decision, body)]);
     return {
       kind: "route",
       setHeaders,
@@ -588,6 +622,9 @@ export class Decider implements RequestDecider {
           traceparent: decision.traceparent,
           predicted_ttft_ms: (chosen?.predictedTtftMs ?? 0).toFixed(3),
           worker: decision.workerId ?? "",
+          ...(guard === undefined || guard.off === ""
+            ? undefined
+            : { guard: `off; reason=${guard.off}` }),
         },
       },
     };

@@ -68,6 +68,7 @@ export function decisionToWire(decision: Decision): WireDecision {
     leftOut: decision.leftOut,
     answer: decision.answer,
     pair: decision.pair === undefined ? undefined : pairToWire(decision.pair),
+    guard: decision.guard && { off: decision.guard.off, relays: [...decision.guard.relays] },
   };
 }
 
@@ -87,6 +88,10 @@ function pairToWire(pair: DecisionPair): PairChoice {
       transferBytes: BigInt(Math.round(one.transferBytes)),
     })),
     relays: [...pair.relays],
+    itlTargetMs: pair.itl?.targetMs ?? 0,
+    pairItlMs: pair.itl?.pairMs ?? 0,
+    wholeItlMs: pair.itl?.wholeMs ?? 0,
+    wholeItlCostMs: pair.itl?.wholeCostMs ?? 0,
   };
 }
 

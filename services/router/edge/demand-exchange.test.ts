@@ -184,6 +184,7 @@ describe("two routers over a socket", () => {
       controlAddress: () => "127.0.0.1:1",
       snapshot: () => ({ members: [], reservations: [], relays: [] }),
       onDropped: () => undefined,
+      onUnproven: () => undefined,
     });
     peers.start();
     const exchange = new DemandExchange({ core: there, peers, clock: realClock });

@@ -11,14 +11,15 @@ import {
   type MeshKeys,
 } from "../../shared/edge/keys.ts";
 import type { Metrics } from "../../shared/edge/metrics.ts";
-import type {
-  ArtifactChunk,
-  BlockDelta,
-  Hello,
-  JoinRequest,
-  JoinResponse,
-  LoadSample,
-  SnapshotChunk,
+import {
+  ResyncReason,
+  type ArtifactChunk,
+  type BlockDelta,
+  type Hello,
+  type JoinRequest,
+  type JoinResponse,
+  type LoadSample,
+  type SnapshotChunk,
 } from "../../shared/gen/kvmesh/worker/v1/worker.ts";
 import { CounterWindow, workDone, type EngineCounters } from "../core/load/counter-delta.ts";
 import type { FeedOutcome } from "../core/membership/block-feed.ts";
@@ -38,6 +39,13 @@ const ackEvery = 256;
 const quietAckMs = 5_000;
 /** Resyncs in a row after which the stream is ended: its worker cannot produce a right snapshot. */
 const resyncsInARowMax = 5;
+
+/** Why a snapshot is asked for, as the protocol numbers it. */
+const resyncReasons = {
+  gap: ResyncReason.RESYNC_REASON_GAP,
+  digest: ResyncReason.RESYNC_REASON_DIGEST,
+  room: ResyncReason.RESYNC_REASON_INDEX_ROOM,
+} as const;
 
 /** What the streams of workers need. */
 export interface JoinStreamDependencies {
@@ -281,7 +289,8 @@ export class JoinStream implements LeaseHolder<JoinRequest> {
     if (++this.#resyncsInARow > resyncsInARowMax) {
       throw new MeshError("stale_epoch", `${resyncsInARowMax} snapshots in a row were wrong`);
     }
-    this.#send({ $case: "resync", value: { reason: outcome.reason === "gap" ? 1 : 2 } });
+    const reason = outcome.reason === "gap" ? resyncReasons.gap : resyncReasons.digest;
+    this.#send({ $case: "resync", value: { reason } });
   }
 
   #load(member: Member, sample: LoadSample): void {
@@ -310,7 +319,7 @@ export class JoinStream implements LeaseHolder<JoinRequest> {
       { event: "resync_asked", workerId: member.workerId, reason: "room" },
       "the index has room again for a worker's blocks",
     );
-    this.#send({ $case: "resync", value: { reason: 3 } });
+    this.#send({ $case: "resync", value: { reason: resyncReasons.room } });
   }
 
   #artifact(chunk: ArtifactChunk): void {

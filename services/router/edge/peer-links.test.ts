@@ -25,12 +25,14 @@ import {
   type PeerHello,
   type PeerServer,
   type PeerSnapshot,
+  type PeerWelcome,
   type SyncRequest,
   type SyncResponse,
 } from "../../shared/gen/kvmesh/router/v1/router.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { AccessOutcomes } from "./access-outcomes.ts";
 import { PeerLinks } from "./peer-links.ts";
+import { welcomeProof } from "./peer-proof.ts";
 import { PeerService } from "./peer-server.ts";
 
 const log = pino({ level: "silent" });
@@ -62,12 +64,14 @@ let server: GrpcServer;
 let address: string;
 let links: PeerLinks;
 let dropped: number;
+let unproven: number;
 
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), "kvmesh-peers-"));
   createKeysFile(join(folder, "mesh.keys"));
   keys = loadKeys(join(folder, "mesh.keys"));
   dropped = 0;
+  unproven = 0;
 });
 
 afterEach(() => {
@@ -104,6 +108,9 @@ async function connect(service: PeerServer, snapshot: PeerSnapshot): Promise<voi
     onDropped: (count) => {
       dropped += count;
     },
+    onUnproven: () => {
+      unproven++;
+    },
   });
   links.start();
 }
@@ -135,12 +142,27 @@ function challenge(call: ServerDuplexStream<SyncRequest, SyncResponse>): void {
   call.write({ message: { $case: "challenge", value } });
 }
 
+/** What router r0 shows a caller, `over` what is not as it should be. */
+function welcomeOf(
+  { instance: caller, nonce }: PeerHello,
+  over: { readonly key?: Buffer; readonly caller?: string; readonly nonce?: Buffer } = {},
+): PeerWelcome {
+  const [named] = keys.peer;
+  const who = { instance: "r0", epoch: 1n };
+  const key = over.key ?? named?.key ?? Buffer.alloc(32);
+  const proof = welcomeProof(key, { ...who, caller, nonce, ...over });
+  return { ...who, proof, keyId: named?.id ?? "" };
+}
+
 /** A peer that reads only when told to. */
 class LazyPeer {
   readonly seen: { readonly seq: number; readonly kind: string }[] = [];
   /** Decisions that it heard to be closed. */
   readonly closings: string[] = [];
   call: ServerDuplexStream<SyncRequest, SyncResponse> | undefined;
+
+  /** Its answer to a hello, proven unless told otherwise. */
+  welcome = (hello: PeerHello): PeerWelcome => welcomeOf(hello);
 
   get service(): PeerServer {
     return {
@@ -149,9 +171,7 @@ class LazyPeer {
         challenge(call);
         call.on("data", ({ seq, message }: SyncRequest) => {
           if (message?.$case === "hello") {
-            call.write({
-              message: { $case: "welcome", value: { instance: "r0", epoch: 1n } },
-            });
+            call.write({ message: { $case: "welcome", value: this.welcome(message.value) } });
             return;
           }
           this.seen.push({ seq: Number(seq), kind: message?.$case ?? "" });
@@ -399,6 +419,35 @@ test("a refusal is told at warn, once for its reason", async () => {
   }
 });
 
+test("a router tells its state to nobody who does not prove himself in turn", async () => {
+  const wrong: Parameters<typeof welcomeOf>[1][] = [
+    { key: Buffer.alloc(32, 9) },
+    // A welcome of another stream, or for another router.
+    { nonce: Buffer.alloc(16, 7) },
+    { caller: "r9" },
+  ];
+  const warned = vi.spyOn(log, "warn");
+  const peer = new LazyPeer();
+  let dialled = 0;
+  peer.welcome = (hello) => welcomeOf(hello, wrong[dialled++ % wrong.length]);
+  try {
+    await connect(peer.service, { members: [heldMember()], reservations: [], relays: [] });
+    await vi.waitFor(() => {
+      expect(unproven).toBeGreaterThan(wrong.length);
+    }, soon);
+    expect(peer.seen).toEqual([]);
+    expect(links.sendTo("r0", closing("secret"))).toBe(false);
+    // Told once, however often it is dialled.
+    expect(warned.mock.calls.map(([what]) => what)).toMatchObject([{ event: "peer_unproven" }]);
+    peer.welcome = (hello) => welcomeOf(hello);
+    await vi.waitFor(() => {
+      expect(peer.seen.map((one) => one.kind)).toEqual(["snapshot"]);
+    }, soon);
+  } finally {
+    warned.mockRestore();
+  }
+});
+
 /** Dials like router r2 and answers the challenge with what `hello` makes of it; returns the call's first answer or error. */
 function dial(
   client: PeerClient,
@@ -423,6 +472,7 @@ function dial(
         keyId: keys.peer[0]?.id ?? "",
         controlAddress: "127.0.0.1:1",
         blockSizeTokens: 16,
+        nonce: Buffer.alloc(16, 3),
         ...hello(message.value),
       };
       call.write({ seq: 0n, message: { $case: "hello", value } });
@@ -466,6 +516,44 @@ test("a router proves itself by the peer key, for one stream to one router", asy
     expect(await dial(client, (c) => ({ proof: proven(key, c, { challenger: "r9" }) }))).toMatch(
       noProof,
     );
+  } finally {
+    client.close();
+  }
+});
+
+test("a newer stream of a router ends the one before, whose messages count no more", async () => {
+  const service = peerService(routerCore(), realClock);
+  await connect(service.service, { members: [], reservations: [], relays: [] });
+  const client = new PeerClient(address, createChannelCredentials());
+  const [named] = keys.peer;
+  const open = (): { readonly welcomed: Promise<void>; readonly ended: Promise<string> } => {
+    const call = client.sync();
+    const ended = new Promise<string>((resolve) => {
+      call.on("error", ({ details }: ServiceError) => {
+        resolve(details);
+      });
+    });
+    const welcomed = new Promise<void>((resolve) => {
+      call.on("data", ({ message }: SyncResponse) => {
+        if (message?.$case === "welcome") resolve();
+        if (message?.$case !== "challenge") return;
+        const { instance: challenger, nonce } = message.value;
+        const who = { instance: "r2", epoch: 7n };
+        const proof = peerProof(named?.key ?? Buffer.alloc(32), { ...who, challenger, nonce });
+        const shared = { protocolVersion: 1, controlAddress: "127.0.0.1:1", blockSizeTokens: 16 };
+        const value = { ...who, ...shared, proof, keyId: named?.id ?? "", nonce: Buffer.alloc(16) };
+        call.write({ seq: 0n, message: { $case: "hello", value } });
+      });
+    });
+    return { welcomed, ended };
+  };
+  try {
+    const older = open();
+    await older.welcomed;
+    const newer = open();
+    expect(await older.ended).toBe("a newer stream of router r2 took over");
+    await newer.welcomed;
+    expect(service.states().find(({ instance }) => instance === "r2")?.state).toBe("syncing");
   } finally {
     client.close();
   }

@@ -1,10 +1,11 @@
+import { randomBytes } from "node:crypto";
 import { Metadata, status, type ClientDuplexStream, type ServiceError } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { Backoff } from "../../shared/core/backoff.ts";
 import type { Clock } from "../../shared/core/clock.ts";
 import { SeededRandom } from "../../shared/core/random.ts";
 import { createChannelCredentials, createChannelOptions } from "../../shared/edge/grpc-client.ts";
-import { peerProof, type MeshKeys } from "../../shared/edge/keys.ts";
+import { peerProof, verifyProof, type MeshKeys } from "../../shared/edge/keys.ts";
 import {
   PeerClient,
   RouterClient,
@@ -12,10 +13,12 @@ import {
   type ExplainResponse,
   type PeerChallenge,
   type PeerSnapshot,
+  type PeerWelcome,
   type SetPolicyRequest,
   type SyncRequest,
   type SyncResponse,
 } from "../../shared/gen/kvmesh/router/v1/router.ts";
+import { welcomeProof } from "./peer-proof.ts";
 
 type Message = NonNullable<SyncRequest["message"]>;
 type PeerEvent = Extract<Message, { $case: "reserved" | "closed" | "observed" }>;
@@ -50,6 +53,8 @@ export interface PeerLinksDependencies {
   /** This router's whole state, for a new or resynchronised link. */
   readonly snapshot: () => PeerSnapshot;
   readonly onDropped: (count: number) => void;
+  /** A router that was dialled could not prove that it belongs to the mesh. */
+  readonly onUnproven: () => void;
 }
 
 /** This router's outgoing stream to one peer. */
@@ -62,6 +67,8 @@ class PeerLink {
   readonly #waiting: Message[] = [];
   #call: ClientDuplexStream<SyncRequest, SyncResponse> | undefined;
   #welcomed = false;
+  /** Of this stream's hello. */
+  #nonce = randomBytes(16);
   #blocked = false;
   #needsSnapshot = true;
   #seq = 0;
@@ -179,6 +186,7 @@ class PeerLink {
     const { keys, instance, epoch, blockSizeTokens } = this.#d;
     const [key] = keys.peer;
     if (key === undefined) return;
+    this.#nonce = randomBytes(16);
     this.#call?.write({
       seq: 0n,
       message: {
@@ -191,9 +199,37 @@ class PeerLink {
           keyId: key.id,
           controlAddress: this.#d.controlAddress(),
           blockSizeTokens,
+          nonce: this.#nonce,
         },
       },
     });
+  }
+
+  /** Begins to tell this router's state, to one that has proved itself; nobody else is to know it. */
+  #welcome(welcome: PeerWelcome): void {
+    const { keys, log, instance: caller, onUnproven } = this.#d;
+    const { instance, epoch, proof, keyId } = welcome;
+    const isProven = verifyProof(
+      keys.peer.filter(({ id }) => id === keyId),
+      proof,
+      (key) => welcomeProof(key, { instance, epoch, caller, nonce: this.#nonce }),
+    );
+    if (!isProven) {
+      onUnproven();
+      const reason = `router ${instance.slice(0, 64)} has no valid proof; give all routers the same peer key (keys file, "peer")`;
+      // A peer may be dialled again and again; the reason is told once.
+      if (reason !== this.#refusal) {
+        log.warn({ event: "peer_unproven", peer: this.address, reason }, "peer is not proven");
+      }
+      this.#refusal = reason;
+      this.#call?.cancel();
+      return;
+    }
+    this.instance = instance;
+    this.#welcomed = true;
+    this.#refusal = undefined;
+    this.#backoff.reset();
+    this.#sendSnapshot();
   }
 
   #receive(response: SyncResponse): void {
@@ -202,11 +238,7 @@ class PeerLink {
         this.#hello(response.message.value);
         break;
       case "welcome":
-        this.instance = response.message.value.instance;
-        this.#welcomed = true;
-        this.#refusal = undefined;
-        this.#backoff.reset();
-        this.#sendSnapshot();
+        this.#welcome(response.message.value);
         break;
       case "resync":
         this.#needsSnapshot = true;
@@ -296,7 +328,7 @@ export class PeerLinks {
   async explain(request: ExplainRequest, signal: AbortSignal): Promise<ExplainResponse[]> {
     const question = { ...request, localOnly: true };
     const answers = await Promise.all(
-      this.#links.map(
+      this.#proven().map(
         (link) =>
           new Promise<ExplainResponse | undefined>((resolve) => {
             const call = link.router.explain(
@@ -319,7 +351,7 @@ export class PeerLinks {
   /** Passes a policy on; returns the instances that took it. */
   async setPolicy(request: SetPolicyRequest): Promise<string[]> {
     const answers = await Promise.all(
-      this.#links.map(
+      this.#proven().map(
         (link) =>
           new Promise<readonly string[]>((resolve) => {
             link.router.setPolicy(
@@ -339,5 +371,10 @@ export class PeerLinks {
   /** Says goodbye and closes. */
   stop(): void {
     for (const link of this.#links) link.stop();
+  }
+
+  /** Links to routers that have proved themselves: nobody else is asked anything. */
+  #proven(): PeerLink[] {
+    return this.#links.filter(({ connected }) => connected);
   }
 }

@@ -3,6 +3,8 @@ import { parseEndpoint } from "../../shared/core/endpoint.ts";
 import { isWorkerId } from "../../shared/core/ids.ts";
 import type { MemberNotice } from "../core/membership/member.ts";
 import type { PeerReservation } from "../core/peers/peer-reservations.ts";
+import type { RelayNotice } from "../core/relays/relay-roster.ts";
+import { relayAddressProblem, relayFactsProblem } from "./relay-facts.ts";
 
 /** Served names of one member at most, and characters of one. */
 const modelsMax = 64;
@@ -33,6 +35,19 @@ export function noticeProblem(notice: MemberNotice, allowed: readonly Cidr[]): s
     return "endpoint lies outside workers.allowedCidrs; give all routers the same ranges";
   }
   return undefined;
+}
+
+/** What is wrong with a peer's notice of a relay, or `undefined`: the same as is asked of a relay's own hello. */
+export function relayNoticeProblem(
+  notice: RelayNotice,
+  allowed: readonly Cidr[],
+): string | undefined {
+  const problem = relayFactsProblem(notice);
+  if (problem !== undefined) return `${problem.field}: ${problem.text}`;
+  const address =
+    relayAddressProblem(notice.h2Address, allowed) ??
+    relayAddressProblem(notice.httpAddress, allowed);
+  return address?.text;
 }
 
 /** Longest id of a decision, characters. */

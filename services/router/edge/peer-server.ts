@@ -27,8 +27,8 @@ import { SequenceCheck } from "../core/peers/peer-link.ts";
 import type { RouterCore } from "../core/router-core.ts";
 import type { AccessOutcomes } from "./access-outcomes.ts";
 import { relayFromWire } from "./relay-peer-wire.ts";
-import { relayAddressProblem } from "./relay-address.ts";
-import { noticeProblem, reservationProblem } from "./peer-notice-check.ts";
+import { noticeProblem, relayNoticeProblem, reservationProblem } from "./peer-notice-check.ts";
+import { welcomeProof } from "./peer-proof.ts";
 import {
   noticeFromWire,
   recordFromWire,
@@ -45,6 +45,8 @@ const returnMsMax = 1_000;
 
 /** A stream that has not said hello by then is ended, ms. */
 const helloMsMax = 5_000;
+/** Least size of a caller's nonce, bytes. */
+const nonceSizeMin = 16;
 /** Streams at once: a mesh has fewer routers. */
 const streamsMax = 64;
 /** A lost router is forgotten by then, ms: one restarted after its clock went back may join again. */
@@ -59,8 +61,6 @@ interface KnownPeer {
   synced: boolean;
   /** Whether something that it told of demand was refused on this stream. */
   demandRefused: boolean;
-  /** Members that its last snapshot or notices say it holds. */
-  readonly holds: Set<string>;
 }
 
 /** What the Peer service needs. */
@@ -142,7 +142,6 @@ export class PeerService {
       }
       if (peer.lostAt !== undefined && now - peer.lostAt > returnMsMax) {
         peer.lostAt = undefined;
-        peer.holds.clear();
         this.#d.core.routerLost(peer.instance, now);
         this.#d.log.warn({ event: "peer_lost", peer: peer.instance }, "peer lost");
         this.#d.settle();
@@ -206,7 +205,7 @@ export class PeerService {
   }
 
   #hello(call: Call, hello: PeerHello, nonce: Uint8Array): KnownPeer {
-    const { keys, clock, instance, epoch, blockSizeTokens, log } = this.#d;
+    const { keys, clock, instance, blockSizeTokens, log } = this.#d;
     const proven = verifyProof(
       keys.peer.filter(({ id }) => id === hello.keyId),
       hello.proof,
@@ -217,6 +216,10 @@ export class PeerService {
         "unauthenticated",
         `router ${hello.instance} has no valid proof; give all routers the same peer key (keys file, "peer")`,
       );
+    }
+    if (hello.nonce.length < nonceSizeMin) {
+      const text = `nonce: must be at least ${nonceSizeMin} bytes; run one version of kvmesh`;
+      throw new MeshError("invalid_request", text, { field: "nonce" });
     }
     if (hello.instance === instance) {
       throw new MeshError(
@@ -241,26 +244,41 @@ export class PeerService {
         lostAt: undefined,
         synced: false,
         demandRefused: false,
-        holds: new Set(),
       };
       this.#peers.set(hello.instance, peer);
     } else {
       if (hello.epoch < peer.epoch) {
         throw new MeshError("stale_epoch", `router ${hello.instance} was known with a newer epoch`);
       }
+      const older = peer.call;
       peer.epoch = hello.epoch;
       peer.call = call;
+      if (older !== undefined) {
+        const text = `a newer stream of router ${hello.instance} took over`;
+        older.emit("error", toServiceError(new MeshError("stale_epoch", text)));
+      }
       peer.heardAt = now;
       peer.lostAt = undefined;
       peer.synced = false;
       peer.demandRefused = false;
     }
-    call.write({ message: { $case: "welcome", value: { instance, epoch: BigInt(epoch) } } });
+    this.#welcome(call, hello);
     log.info(
       { event: "peer_joined", peer: hello.instance, epoch: Number(hello.epoch) },
       "peer joined",
     );
     return peer;
+  }
+
+  /** Shows the caller in turn that it has reached a router of its mesh: it tells its whole state next. */
+  #welcome(call: Call, { instance: caller, nonce }: PeerHello): void {
+    const { keys, instance } = this.#d;
+    const [key] = keys.peer;
+    if (key === undefined) return;
+    const epoch = BigInt(this.#d.epoch);
+    const proof = welcomeProof(key.key, { instance, epoch, caller, nonce });
+    const value = { instance, epoch, proof, keyId: key.id };
+    call.write({ message: { $case: "welcome", value } });
   }
 
   #receive(peer: KnownPeer, call: Call, request: SyncRequest, sequence: SequenceCheck): void {
@@ -285,11 +303,7 @@ export class PeerService {
         break;
       case "member": {
         const notice = this.#notice(peer, message.value);
-        if (notice === undefined) break;
-        const key = `${notice.workerId}/${notice.dpRank}`;
-        if (notice.held) peer.holds.add(key);
-        else peer.holds.delete(key);
-        core.notice(peer.instance, notice, now);
+        if (notice !== undefined) core.notice(peer.instance, notice, now);
         break;
       }
       case "relay":
@@ -307,7 +321,6 @@ export class PeerService {
         this.#demand(peer, message.value, now);
         break;
       case "goodbye":
-        peer.holds.clear();
         core.routerLost(peer.instance, now);
         break;
       case "heartbeat":
@@ -341,10 +354,8 @@ export class PeerService {
     const { core, log, onRefused } = this.#d;
     const notice = relayFromWire(wire);
     const allowed = this.#d.relayCidrs ?? this.#d.allowedCidrs;
-    const problem =
-      relayAddressProblem(notice.h2Address, allowed) ??
-      relayAddressProblem(notice.httpAddress, allowed);
-    if (problem === undefined && /^[A-Za-z0-9._:-]{1,64}$/.test(notice.instance)) {
+    const problem = relayNoticeProblem(notice, allowed);
+    if (problem === undefined) {
       core.relays.notice(peer.instance, notice, now);
       return true;
     }
@@ -354,7 +365,7 @@ export class PeerService {
         event: "peer_notice_refused",
         peer: peer.instance,
         relay: notice.instance.slice(0, 64),
-        reason: problem?.text ?? "instance must be 1 to 64 of A-Z a-z 0-9 . _ : -",
+        reason: problem,
       },
       "peer's notice of a relay refused",
     );
@@ -419,8 +430,6 @@ export class PeerService {
       core.notice(peer.instance, notice, now);
     }
     core.peerHoldsOnly(peer.instance, named, now);
-    peer.holds.clear();
-    for (const key of named) peer.holds.add(key);
     const relays = snapshot.relays.filter((wire) => this.#relay(peer, wire, now));
     core.relays.heldOnly(peer.instance, new Set(relays.map((r) => r.instance)), now);
     const open = new Set(snapshot.reservations.map((r) => r.decisionId));

@@ -1,6 +1,7 @@
 import { createHash, createHmac } from "node:crypto";
 import type { Clock } from "../../shared/core/clock.ts";
 import type {
+  GuardSettings,
   LegRole,
   Placement,
   PlacementLeg,
@@ -43,6 +44,7 @@ export class PlacementSigner {
   readonly #clock: Clock;
   readonly #router: string;
   readonly #key: TokenKey;
+  readonly #guard: GuardSettings;
 
   constructor(options: {
     readonly core: RouterCore;
@@ -51,23 +53,26 @@ export class PlacementSigner {
     readonly router: string;
     /** Keys of the mesh, the one that signs first; never empty, see `loadKeys`. */
     readonly keys: readonly NamedKey[];
+    /** How relays watch streams that are guarded. */
+    readonly guard: GuardSettings;
   }) {
     const [newest] = options.keys;
     if (newest === undefined) throw new RangeError("a signer needs a placement key");
     this.#core = options.core;
     this.#clock = options.clock;
     this.#router = options.router;
+    this.#guard = options.guard;
     const { id, key } = newest;
     this.#key = { id, mac: (message) => createHmac("sha256", key).update(message).digest() };
   }
 
   /**
    * The token of a placed decision for the body of this digest; `undefined` when relays could not run it: an engine that
-   * they do not speak, or a worker that has left. About 15 µs.
+   * they do not speak, or a worker that has left. `guarded`: whether its stream is to survive its engine. About 15 µs.
    */
   sign(
     decision: Decision,
-    body: { readonly sha256: Uint8Array; readonly tenant: string },
+    body: { readonly sha256: Uint8Array; readonly tenant: string; readonly guarded: boolean },
   ): string | undefined {
     const legs = this.#legs(decision);
     if (legs === undefined) return undefined;
@@ -82,6 +87,7 @@ export class PlacementSigner {
         pool: decision.pool,
         tenant: body.tenant,
         salted: false,
+        ...(body.guarded ? { guard: this.#guard } : undefined),
         forecast: forecastOf(decision),
         traceparent: decision.traceparent,
         issuedUnixMs,

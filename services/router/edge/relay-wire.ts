@@ -14,27 +14,23 @@ import type {
   TopologySnapshot,
 } from "../core/relays/relay-topology.ts";
 
+import { relayFactsProblem } from "./relay-facts.ts";
+
 type Reply = NonNullable<AttachResponse["message"]>;
 
 /** Entries of one chunk of a snapshot. */
 const chunkEntriesMax = 4_096;
-const enginesMax = 16;
 const legRoles = [undefined, "whole", "prefill", "decode"] as const;
 
 /** A hello's facts. Throws `invalid_request` with the field for what cannot be used. */
 export function readRelayHello(hello: RelayHello): RelayFacts {
-  const bad = (field: string, what: string): never => {
-    throw new MeshError("invalid_request", `${field}: ${what}`, { field });
-  };
-  if (!/^[A-Za-z0-9._:-]{1,64}$/.test(hello.instance)) {
-    bad("instance", "must be 1 to 64 of A-Z a-z 0-9 . _ : -");
-  }
-  const epoch = Number(hello.epoch);
-  if (!Number.isSafeInteger(epoch)) bad("epoch", "is out of range");
-  if (hello.engines.length > enginesMax) bad("engines", `must be at most ${enginesMax}`);
-  if (hello.streamsMax < 1) bad("streams_max", "must be at least 1");
   const { instance, h2Address, httpAddress, engines, streamsMax } = hello;
-  return { instance, epoch, h2Address, httpAddress, engines, streamsMax };
+  const epoch = Number(hello.epoch);
+  const facts = { instance, epoch, h2Address, httpAddress, engines, streamsMax };
+  const problem = relayFactsProblem(facts);
+  if (problem === undefined) return facts;
+  const { field, text } = problem;
+  throw new MeshError("invalid_request", `${field}: ${text}`, { field });
 }
 
 function finite(value: number): number {

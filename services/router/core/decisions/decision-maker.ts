@@ -1,4 +1,5 @@
 import type { MeshErrorCode } from "../../../shared/core/errors.ts";
+import type { DecisionPair } from "../placement/pairs/decision-pair.ts";
 import type { PlaceInput } from "../placement/place-input.ts";
 import type { Eligible, PlacementTable } from "../placement/placement-table.ts";
 import type { PoolPolicies } from "../placement/pool-policies.ts";
@@ -50,8 +51,8 @@ export class DecisionMaker {
     return decision;
   }
 
-  /** Says why no worker of the pool can take a request. */
-  noWorker(input: PlaceInput, eligible: Eligible, policy: PolicyName): Decision {
+  /** Says why no worker of the pool can take a request, nor two of them; `pair` is absent where the pool has none. */
+  noWorker(input: PlaceInput, eligible: Eligible, pair: DecisionPair | undefined): Decision {
     const { filtered, filteredCounts, filteredLeftOut } = eligible;
     // A worker that is not ready now would take this prompt no more than the others.
     const contextMax = this.#table.contextMax(input.pool);
@@ -68,11 +69,14 @@ export class DecisionMaker {
       : {
           kind: "no_worker",
           code: "no_ready_worker",
-          message: `no worker of pool ${input.pool} can take the request: ${describeFiltered(filteredCounts)}`,
+          message:
+            `no worker of pool ${input.pool} can take the request: ${describeFiltered(filteredCounts)}` +
+            (pair === undefined ? "" : `; nor can a pair: ${pair.why}`),
         };
-    const decision = this.#create(input, policy, outcome);
+    const decision = this.#create(input, this.#policies.nameOf(input.pool), outcome);
     decision.filtered = filtered;
     decision.leftOut = filteredLeftOut;
+    decision.pair = pair;
     this.#log.add(decision);
     return decision;
   }

@@ -1,6 +1,7 @@
 import type { WorkerId } from "../../../shared/core/ids.ts";
 import type { ScoredCandidate } from "../placement/candidate.ts";
 import type { DecisionPair } from "../placement/pairs/decision-pair.ts";
+import type { DecisionGuard } from "../relays/decision-guard.ts";
 import { RowCandidate } from "../placement/row-candidate.ts";
 import { rowsPerDecision, type CandidateRows } from "./candidate-rows.ts";
 import type {
@@ -54,6 +55,7 @@ export class DecisionRecord implements Decision {
   tieBreak = "";
   indexAgeMs = 0;
   pair: DecisionPair | undefined = undefined;
+  guard: DecisionGuard | undefined = undefined;
   admission: DecisionAdmission | undefined = undefined;
   observed: Observation | undefined = undefined;
   /** Those that have no row. */

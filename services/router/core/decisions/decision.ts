@@ -3,6 +3,7 @@ import type { WorkerId } from "../../../shared/core/ids.ts";
 import type { BlockedBy, ShedReason } from "../admission/waiter.ts";
 import type { ScoredCandidate } from "../placement/candidate.ts";
 import type { DecisionPair } from "../placement/pairs/decision-pair.ts";
+import type { DecisionGuard } from "../relays/decision-guard.ts";
 
 /** Why a worker of the pool was not a candidate. */
 export type FilterReason =
@@ -113,6 +114,8 @@ export interface Decision {
   readonly loadOnlyReason: string;
   /** How pairs compared with running whole; absent where the pool has none to offer. */
   readonly pair: DecisionPair | undefined;
+  /** Whether its stream survives its engine; absent when nobody asked for that. */
+  readonly guard: DecisionGuard | undefined;
   /** Absent for requests that did not pass admission. */
   readonly admission: DecisionAdmission | undefined;
   observed: Observation | undefined;

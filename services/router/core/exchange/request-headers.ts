@@ -17,6 +17,7 @@ export const requestHeaderNames = [
   "content-type",
   "traceparent",
   "tracestate",
+  "x-kvmesh-guard",
   "x-request-id",
 ] as const;
 

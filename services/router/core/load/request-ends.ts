@@ -10,7 +10,7 @@ import type { EffectQueue } from "../router-effects.ts";
 import type { CacheObservers } from "./cache-observers.ts";
 import type { EngineSpeeds } from "./engine-speeds.ts";
 import type { Closed, LoadBook } from "./load-book.ts";
-import { observedCache } from "./observed-cache.ts";
+import { observedCache, unknownCache, type ObservedCache } from "./observed-cache.ts";
 import type { CloseReason } from "./reservation.ts";
 
 /** Times that an access-log record tells. */
@@ -38,10 +38,15 @@ export interface RequestEndsParts {
   readonly effects: EffectQueue;
 }
 
+/** Requests of which a relay has told what was cached and whose end is still to come. */
+const toldMax = 4_096;
+
 /** Closes the books of requests that have ended and learns from what was observed of them. */
 export class RequestEnds {
   readonly #blockSizeTokens: number;
   readonly #of: RequestEndsParts;
+  /** Cached tokens as relays tell them, by decision, until its end. */
+  readonly #told = new Map<string, number>();
 
   constructor(options: { readonly blockSizeTokens: number }, of: RequestEndsParts) {
     this.#blockSizeTokens = options.blockSizeTokens;
@@ -90,6 +95,22 @@ export class RequestEnds {
     return true;
   }
 
+  /** A relay tells how many tokens of a prompt its engine had cached. */
+  cachedTold(decisionId: string, tokens: number): void {
+    const decision = this.#of.decisions.byId(decisionId);
+    if (decision === undefined) return;
+    const { observed } = decision;
+    if (observed === undefined) {
+      if (this.#told.size >= toldMax) this.#forgetOldest();
+      this.#told.set(decisionId, tokens);
+      return;
+    }
+    if (observed.cachedTokens >= 0) return;
+    const evidence = { blocks: undefined, toldTokens: tokens };
+    const cached = observedCache(decision, evidence, this.#blockSizeTokens);
+    decision.observed = { ...observed, ...cached };
+  }
+
   /** Closes one leg by its key in the book, if it is open: its relay tells that it is over. */
   closeLeg(key: string, now: MonoMs): void {
     const closed = this.#of.book.close(key, "relay", now);
@@ -113,29 +134,26 @@ export class RequestEnds {
     if (!reservation.own) return;
     policies.closed(decisionId);
     if (reason !== "access_log") {
-      observers.finish(workerId, decisionId);
       const decision = decisions.byId(decisionId);
-      if (decision?.observed === undefined && decision !== undefined) {
-        decision.observed = unheard(reason);
-      }
+      const cached =
+        decision === undefined
+          ? undefined
+          : this.#cacheOf(decision, { isKept: reason === "relay" });
+      if (decision === undefined) observers.finish(workerId, decisionId);
+      else if (cached !== undefined) decision.observed ??= unheard(reason, cached);
     }
     effects.push({ kind: "closed", closed, observed });
   }
 
   #observe(decision: Decision, record: ServedRecord): Observation {
-    const pair = decision.pair?.form === "pair" ? decision.pair.candidates[0] : undefined;
+    const { pair, guard, endpoints } = decision;
+    const isRelayed = pair?.form === "pair" || (guard !== undefined && guard.relays.length > 0);
     // Every relay of the list carries out the same placement.
-    const servedAsPicked =
-      pair === undefined
-        ? record.servedEndpoint === (decision.endpoints[0] ?? "")
-        : decision.endpoints.includes(record.servedEndpoint);
-    const prompted = pair?.prefillWorkerId ?? decision.workerId;
-    const cachedBlocks =
-      prompted === undefined ? undefined : this.#of.observers.finish(prompted, decision.id);
-    const cached =
-      record.ttftMs > 0
-        ? observedCache(decision, servedAsPicked ? cachedBlocks : undefined, this.#blockSizeTokens)
-        : unknownCache;
+    const servedAsPicked = isRelayed
+      ? endpoints.includes(record.servedEndpoint)
+      : record.servedEndpoint === (endpoints[0] ?? "");
+    const isKept = servedAsPicked && record.ttftMs > 0;
+    const cached = this.#cacheOf(decision, { isKept });
     return {
       ...record,
       ...cached,
@@ -144,11 +162,35 @@ export class RequestEnds {
       closedBy: "access_log",
     };
   }
+
+  /**
+   * Ends the watch over a decision's prompt. `isKept`: what it has shown is of this request's engine. What a relay's word
+   * closed before its record came has been seen then.
+   */
+  #cacheOf(decision: Decision, { isKept }: { readonly isKept: boolean }): ObservedCache {
+    const { id, workerId, pair, observed } = decision;
+    const toldTokens = this.#told.get(id);
+    this.#told.delete(id);
+    const prompted =
+      (pair?.form === "pair" ? pair.candidates[0]?.prefillWorkerId : undefined) ?? workerId;
+    const blocks = prompted === undefined ? undefined : this.#of.observers.finish(prompted, id);
+    if (!isKept) return unknownCache;
+    if (blocks === undefined && toldTokens === undefined && observed !== undefined) {
+      const { cachedTokens, cachedDifference } = observed;
+      return { cachedTokens, cachedDifference };
+    }
+    return observedCache(decision, { blocks, toldTokens }, this.#blockSizeTokens);
+  }
+
+  #forgetOldest(): void {
+    for (const id of this.#told.keys()) {
+      this.#told.delete(id);
+      return;
+    }
+  }
 }
 
-const unknownCache = { cachedTokens: -1, cachedDifference: "unknown" } as const;
-
-function unheard(reason: string): Observation {
+function unheard(reason: string, cached: ObservedCache): Observation {
   return {
     ttftMs: 0,
     durationMs: 0,
@@ -157,7 +199,7 @@ function unheard(reason: string): Observation {
     status: 0,
     responseFlags: "",
     attempts: 0,
-    ...unknownCache,
+    ...cached,
     closedBy: reason,
     responseBytes: 0,
   };

@@ -1,4 +1,5 @@
 import type { AnswerForm } from "../decisions/decision.ts";
+import type { GuardAsk } from "../relays/decision-guard.ts";
 
 /** A request to place. */
 export interface PlaceInput {
@@ -20,6 +21,8 @@ export interface PlaceInput {
   readonly excluded?: ReadonlySet<string>;
   /** Whether its prompt may be computed on another worker than its answer; absent for no. */
   readonly isPairable?: boolean;
+  /** How its stream is to survive its engine; absent when it need not. */
+  readonly guard?: GuardAsk;
   readonly dryRun: boolean;
   /** Wall clock, for people. */
   readonly unixUs: number;

@@ -9,7 +9,9 @@ import type { DecisionMaker } from "../decisions/decision-maker.ts";
 import type { Decision } from "../decisions/decision.ts";
 import type { Reservations } from "../load/reservations.ts";
 import type { Members } from "../membership/members.ts";
+import type { PickedGuard, StreamGuards } from "../relays/stream-guards.ts";
 import type { CandidateInput, ScoredCandidate } from "./candidate.ts";
+import type { DecisionPair } from "./pairs/decision-pair.ts";
 import type { PairTries, Paired } from "./pairs/pair-tries.ts";
 import type { PlaceInput } from "./place-input.ts";
 import type { Eligible } from "./placement-table.ts";
@@ -24,10 +26,20 @@ export interface RequestPlacerParts {
   readonly charges: Charges;
   readonly maker: DecisionMaker;
   readonly reservations: Reservations;
+  readonly guards: StreamGuards;
   readonly decisions: DecisionLog;
   readonly members: Members;
   readonly policies: PoolPolicies;
   readonly homes: SessionHomes;
+}
+
+/** A request that is being placed. */
+interface Placing {
+  readonly input: PlaceInput;
+  readonly eligible: Eligible;
+  readonly ranked: RankedRequest;
+  readonly pass: GatePass | undefined;
+  readonly now: MonoMs;
 }
 
 /** Decides where one request runs, whole or as a pair, and reserves it there. */
@@ -43,12 +55,14 @@ export class RequestPlacer {
 
   /** What a request is expected to cost a worker, without placing it. */
   estimate({ input: asked }: AdmittedRequest, now: MonoMs): AskEstimate {
-    const { ranking } = this.#of;
+    const { ranking, tries } = this.#of;
     const input = ranking.withinContext(asked);
     const ranked = ranking.rank(input, ranking.eligible(input), now);
     const [cheapest] = ranked.ranking.candidates;
-    if (cheapest === undefined) return { costMs: 1, firstTokenMs: 0 };
-    return estimateOf(cheapest, { ...ranked.request, itlMs: 0 });
+    if (cheapest !== undefined) return estimateOf(cheapest, { ...ranked.request, itlMs: 0 });
+    const { request, policy } = ranked;
+    const pair = tries.estimate({ input, request, policy, pass: undefined, whole: undefined, now });
+    return pair ?? { costMs: 1, firstTokenMs: 0 };
   }
 
   /**
@@ -56,33 +70,45 @@ export class RequestPlacer {
    * a decision, also a refusal.
    */
   place(asked: PlaceInput, now: MonoMs, pass: GatePass | undefined): Decision | NoRoom {
-    const { ranking: rankings, tries, maker, policies } = this.#of;
+    const { ranking: rankings, tries, maker } = this.#of;
     const input = rankings.withinContext(asked);
     const eligible = rankings.eligible(input);
-    const policyName = policies.nameOf(input.pool);
-    if (eligible.count === 0) {
-      const paired = this.#pairInstead(input, eligible, pass, now);
-      return paired ?? maker.noWorker(input, eligible, policyName);
-    }
+    const offersPairs = tries.offers(input.pool);
+    if (eligible.count === 0 && !offersPairs) return maker.noWorker(input, eligible, undefined);
 
     const ranked = rankings.rank(input, eligible, now, pass?.request.hints.session);
-    const { ranking, request, policy } = ranked;
-    let ordered = ranking.candidates;
-    if (pass !== undefined) {
-      const allowed = this.#admitted(ranked, pass, now);
-      if ("kind" in allowed) return this.#pairInstead(input, eligible, pass, now) ?? allowed;
-      ordered = allowed;
+    const placing = { input, eligible, ranked, pass, now };
+    let ordered = ranked.ranking.candidates;
+    let noRoom: NoRoom | undefined;
+    if (pass !== undefined && eligible.count > 0) {
+      const admitted = this.#admitted(ranked, pass, now);
+      if ("kind" in admitted) noRoom = admitted;
+      else ordered = admitted;
     }
-    const [chosen] = ordered;
-    if (chosen === undefined) return maker.noWorker(input, eligible, policyName);
-    const paired = tries.offers(input.pool)
-      ? tries.consider({ input, request, policy, pass, whole: chosen, now })
-      : undefined;
-    if (paired?.kind === "no_room") return paired;
-    if (paired?.kind === "pair") return this.#placePair(paired, eligible, ranked, ordered);
-    if (!input.dryRun) policies.turnTaken(input.pool, request.turn);
+    const whole = noRoom === undefined ? ordered[0] : undefined;
+    let pair: DecisionPair | undefined;
+    if (offersPairs) {
+      const { request, policy } = ranked;
+      const tried = tries.consider({ input, request, policy, pass, whole, now });
+      if (tried.kind === "pair") return this.#placePair(tried, placing, ordered);
+      if (tried.kind === "no_room") return noRoom === undefined ? tried : sooner(noRoom, tried);
+      pair = tried.choice;
+    }
+    if (noRoom !== undefined) return noRoom;
+    if (whole === undefined) return maker.noWorker(input, eligible, pair);
+    return this.#placeWhole(placing, whole, ordered, pair);
+  }
 
-    const decision = maker.placed(input, policyName);
+  #placeWhole(
+    { input, eligible, ranked, pass, now }: Placing,
+    chosen: ScoredCandidate,
+    ordered: readonly ScoredCandidate[],
+    pair: DecisionPair | undefined,
+  ): Decision {
+    const { maker, policies, charges, reservations, decisions } = this.#of;
+    const { ranking, request, policy } = ranked;
+    if (!input.dryRun) policies.turnTaken(input.pool, request.turn);
+    const decision = maker.placed(input, policy.name);
     decision.filtered = eligible.filtered;
     decision.leftOut = ranking.leftOut + eligible.filteredLeftOut;
     decision.expectedOutputTokens = request.expectedOutputTokens;
@@ -92,15 +118,20 @@ export class RequestPlacer {
     decision.marginMs = ranking.marginMs;
     decision.tieBreak = ranking.tieBreak;
     decision.indexAgeMs = this.#indexAgeMs(chosen.workerId, now);
-    decision.pair = paired?.choice;
-    if (pass !== undefined) {
-      decision.admission = this.#of.charges.charge(pass, chosen, request, now);
+    decision.pair = pair;
+    const guard = this.#guardOf(input, chosen.workerId);
+    if (guard !== undefined) {
+      decision.guard = guard.choice;
+      if (guard.relays.length > 0) {
+        decision.endpoints = guard.relays.map(({ facts }) => facts.h2Address);
+      }
     }
+    if (pass !== undefined) decision.admission = charges.charge(pass, chosen, request, now);
     if (!input.dryRun) {
-      const { reservations } = this.#of;
       if (!reservations.open(decision, input, now)) {
         return maker.refused(input, reservations.bookFull);
       }
+      if (guard !== undefined) this.#of.guards.given(guard.relays);
       this.#placed(ranked, {
         decisionId: decision.id,
         workerId: chosen.workerId,
@@ -108,7 +139,7 @@ export class RequestPlacer {
         predictedTtftMs: chosen.predictedTtftMs,
       });
     }
-    this.#of.decisions.add(decision);
+    decisions.add(decision);
     return decision;
   }
 
@@ -138,26 +169,9 @@ export class RequestPlacer {
     return ordered.length === listed ? ordered : ordered.slice(0, listed);
   }
 
-  /** The request as a pair, when nobody can take it whole now; `undefined` when no pair can either. */
-  #pairInstead(
-    input: PlaceInput,
-    eligible: Eligible,
-    pass: GatePass | undefined,
-    now: MonoMs,
-  ): Decision | undefined {
-    const { ranking, tries } = this.#of;
-    if (!tries.offers(input.pool)) return undefined;
-    const ranked = ranking.rank(input, eligible, now, pass?.request.hints.session);
-    const { request, policy } = ranked;
-    const paired = tries.consider({ input, request, policy, pass, whole: undefined, now });
-    if (paired.kind !== "pair") return undefined;
-    return this.#placePair(paired, eligible, ranked, ranked.ranking.candidates);
-  }
-
   #placePair(
     paired: Paired,
-    eligible: Eligible,
-    ranked: RankedRequest,
+    { eligible, ranked }: Placing,
     whole: readonly ScoredCandidate[],
   ): Decision {
     const { maker, reservations, policies, decisions, tries } = this.#of;
@@ -173,6 +187,8 @@ export class RequestPlacer {
     decision.endpoints = verdict.relays.map(({ facts }) => facts.h2Address);
     decision.indexAgeMs = this.#indexAgeMs(prefillWorkerId, now);
     decision.pair = choice;
+    // The relay that carries it out sees what of its stream it can guard.
+    if (input.guard !== undefined) decision.guard = { off: "", relays: [] };
     decision.admission = tries.charge(paired);
     decision.candidates = whole;
     decision.chosen = chosen;
@@ -193,6 +209,11 @@ export class RequestPlacer {
     return decision;
   }
 
+  #guardOf({ guard, requestId }: PlaceInput, worker: WorkerId): PickedGuard | undefined {
+    if (guard === undefined) return undefined;
+    return this.#of.guards.pick(guard, { requestId, worker, max: this.#endpointsMax });
+  }
+
   /** Tells those that learn from placements. */
   #placed({ request, policy }: RankedRequest, placed: Placed): void {
     this.#of.homes.placed(request.session, placed.workerId, request.now);
@@ -203,6 +224,11 @@ export class RequestPlacer {
     const member = this.#of.members.get(key);
     return member?.slot === undefined ? 0 : now - member.blocksHeardAt;
   }
+}
+
+/** Of two attempts for which there is no room, the one that may have some sooner. */
+function sooner(a: NoRoom, b: NoRoom): NoRoom {
+  return b.roomAt < a.roomAt ? b : a;
 }
 
 /** The list with the entry at `index` in front. */

@@ -11,6 +11,8 @@ export interface LegEndsPort {
   /** Closes a reservation, if it is open. */
   close(key: string, now: MonoMs): void;
   firstToken(decisionId: string): void;
+  /** An engine says how much of a prompt it had cached. */
+  cachedTold(decisionId: string, tokens: number): void;
   /** A prompt that found its engine idle took so long. */
   learnPrefill(
     worker: WorkerId,
@@ -41,6 +43,9 @@ export class LegEnds {
       port.pairs.legs.firstToken(decisionId);
       port.firstToken(decisionId);
       return;
+    }
+    if (leg !== "decode" && notice.outcome === "done" && notice.cachedTokens >= 0) {
+      port.cachedTold(decisionId, notice.cachedTokens);
     }
     if (leg === "prefill") {
       this.#learnPrefill(notice);

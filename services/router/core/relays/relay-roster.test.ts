@@ -140,3 +140,19 @@ describe("the choice for a request", () => {
     expect([relays.has("sglang"), relays.has("tensorrt-llm")]).toEqual([true, false]);
   });
 });
+
+describe("notices of an older life", () => {
+  test("neither hold the relay nor let it drain", () => {
+    const relays = roster();
+    relays.notice("r1", notice(0, { epoch: 2 }), at(0));
+    relays.notice("r2", notice(0, { epoch: 1, draining: true }), at(1));
+    expect(relays.get("relay-0")).toMatchObject({ draining: false });
+    relays.routerLost("r1", at(2));
+    expect(picked(relays, "a")).toEqual([]);
+    // The same router tells of the newer life later.
+    relays.notice("r2", notice(0, { epoch: 2 }), at(3));
+    expect(picked(relays, "a")).toEqual(["relay-0"]);
+    relays.notice("r2", notice(0, { epoch: 1 }), at(4));
+    expect(picked(relays, "a")).toEqual([]);
+  });
+});

@@ -170,8 +170,15 @@ export class RelayRoster {
       if (!notice.held || this.#relays.size >= this.#options.relaysMax) return;
       relay = this.#create(notice);
     }
-    if (notice.held) relay.heldBy.add(router);
+    // One that tells of an older life does not hold this one.
+    const isOlder = notice.epoch < relay.facts.epoch;
+    if (notice.held && !isOlder) relay.heldBy.add(router);
     else relay.heldBy.delete(router);
+    if (isOlder) {
+      this.#settle(relay, now);
+      this.#version++;
+      return;
+    }
     const isNewer = notice.epoch > relay.facts.epoch;
     if (isNewer || relay.streamId === undefined) {
       if (isNewer) this.#take(relay, notice);

@@ -16,6 +16,17 @@ export type PairWhy =
   | "request_form"
   | "policy";
 
+/** Time between tokens that a request asks for, and that is expected of either form, ms. */
+export interface DecisionItl {
+  readonly targetMs: number;
+  /** Of the best pair; 0 when there is none. */
+  readonly pairMs: number;
+  /** When run whole; 0 when nobody can. */
+  readonly wholeMs: number;
+  /** What missing it adds to the cost of running whole; a pair's is its term `itl`. */
+  readonly wholeCostMs: number;
+}
+
 /** How pairs compared with running whole, as a decision keeps it. */
 export interface DecisionPair {
   readonly form: "pair" | "whole";
@@ -26,4 +37,6 @@ export interface DecisionPair {
   readonly candidates: readonly PairCandidate[];
   /** Instances of relays, first choice first; empty when whole. */
   readonly relays: readonly string[];
+  /** How the forms keep the time between tokens that the request asks for; absent when it asks for none. */
+  readonly itl?: DecisionItl;
 }

@@ -262,3 +262,49 @@ describe("who is paired", () => {
     expect([biased(-60_000), biased(60_000)]).toEqual(["pair: cheaper", "whole: cheaper"]);
   });
 });
+
+describe("what was cached", () => {
+  const answered = servedRecord(0, { servedEndpoint: "127.0.0.1:9100" });
+  const observedOf = (decision: Decision): number | undefined => decision.observed?.cachedTokens;
+
+  test("stays known when a relay's word closes the books before the record comes", () => {
+    const core = pairCore();
+    const decision = placePair(core);
+    core.legEnds.take(prefillEnd(decision), at(300));
+    core.legEnds.take(legNotice(decision, { last: true }), at(900));
+    // The prefill engine has stored none of the prompt's blocks anew.
+    expect(decision.observed).toMatchObject({ closedBy: "relay", cachedTokens: 1_600 });
+    core.served(decision.id, answered, at(910));
+    expect(decision.observed).toMatchObject({ closedBy: "access_log", cachedTokens: 1_600 });
+  });
+
+  test("is what the engine says where its events show nothing", () => {
+    for (const order of ["told first", "record first"] as const) {
+      const core = pairCore();
+      const prompt = placeInput({
+        isPairable: true,
+        promptTokens: 8_000,
+        hashes: new Uint32Array(0),
+      });
+      const decision = core.place(prompt, at(100));
+      const told = prefillEnd(decision, { cachedTokens: 48 });
+      if (order === "told first") {
+        core.legEnds.take(told, at(300));
+        expect(observedOf(decision)).toBeUndefined();
+        core.served(decision.id, answered, at(900));
+      } else {
+        core.served(decision.id, answered, at(900));
+        expect(observedOf(decision)).toBe(-1);
+        core.legEnds.take(told, at(910));
+      }
+      expect([order, observedOf(decision)]).toEqual([order, 48]);
+    }
+  });
+
+  test("is not known of a request that another engine served", () => {
+    const core = pairCore();
+    const decision = placePair(core);
+    core.served(decision.id, servedRecord(7), at(900));
+    expect(decision.observed).toMatchObject({ servedAsPicked: false, cachedTokens: -1 });
+  });
+});

@@ -18,6 +18,7 @@ export const pairTerms = [
   "slowdown",
   "eviction",
   "affinity",
+  "itl",
 ] as const;
 
 /** One of `pairTerms`. */
@@ -30,8 +31,9 @@ export const pairNumber = {
   prefillMatchedTokens: 2,
   decodeMatchedTokens: 3,
   transferBytes: 4,
+  itlMs: 5,
   /** The first of `pairTerms`. */
-  terms: 5,
+  terms: 6,
 } as const;
 
 /** Numbers of one pair. */
@@ -81,6 +83,11 @@ export class PairCandidate {
 
   get transferBytes(): number {
     return this.#n[pairNumber.transferBytes] as number;
+  }
+
+  /** Expected time between tokens, ms; 0 for an answer of one token. */
+  get itlMs(): number {
+    return this.#n[pairNumber.itlMs] as number;
   }
 
   /** One term, ms. */

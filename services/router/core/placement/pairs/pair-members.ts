@@ -42,6 +42,7 @@ export class PairMembers {
   readonly #bytesPerTokenDefault: number;
   /** By row. */
   #bytesPerToken = new Float64Array(64);
+  readonly #prefills = new Set<number>();
 
   constructor(options: { readonly bytesPerTokenDefault: number }) {
     this.#bytesPerTokenDefault = options.bytesPerTokenDefault;
@@ -75,6 +76,11 @@ export class PairMembers {
     return known > 0 ? known : this.#bytesPerTokenDefault;
   }
 
+  /** Whether the engine of a row computes prompts of others beside its answers. */
+  prefills(row: number): boolean {
+    return this.#prefills.has(row);
+  }
+
   /** A member joined, or anything that it says of itself changed. */
   memberChanged(member: Member, row: number): void {
     const wanted = entryOf(member, row);
@@ -88,7 +94,10 @@ export class PairMembers {
     this.#setBytes(member, row);
     this.#entries.set(member.key, wanted);
     const group = this.#group(wanted);
-    if (wanted.canPrefill) group.prefill.add(wanted.key, row);
+    if (wanted.canPrefill) {
+      group.prefill.add(wanted.key, row);
+      this.#prefills.add(row);
+    }
     if (wanted.canDecode) group.decode.add(wanted.key, row);
   }
 
@@ -97,6 +106,7 @@ export class PairMembers {
     const known = this.#entries.get(key);
     if (known === undefined) return;
     this.#entries.delete(key);
+    this.#prefills.delete(known.row);
     const groups = this.#pools.get(known.pool);
     const group = groups?.get(known.kind);
     if (groups === undefined || group === undefined) return;

@@ -9,8 +9,8 @@ import type { PlacementTable } from "../placement-table.ts";
 import { plainCandidate } from "../row-candidate.ts";
 import type { RowRanker } from "../row-ranking.ts";
 import type { DecisionPair, PairWhy } from "./decision-pair.ts";
+import { itlCostMs } from "./itl-target.ts";
 import { LinkBook, type LinkPrior } from "./link-book.ts";
-import type { PairCandidate } from "./pair-candidate.ts";
 import { PairLegs } from "./pair-legs.ts";
 import { PairMembers } from "./pair-members.ts";
 import { PairSearch, pairsKept, type FoundPair, type PairQuestion } from "./pair-search.ts";
@@ -55,6 +55,8 @@ export interface PairAsk extends Omit<PairQuestion, "group"> {
   readonly isPairable: boolean;
   /** Cost of running it whole, ms; `undefined` when nobody can. */
   readonly wholeCostMs: number | undefined;
+  /** Time between tokens expected then, ms. */
+  readonly wholeItlMs: number;
   /** Whether that cost is a time. */
   readonly isComparable: boolean;
   /** Relays named at most. */
@@ -162,6 +164,8 @@ export class PairPlacer {
   /** Compares the best pair with running whole. */
   consider(ask: PairAsk): PairVerdict {
     const groups = this.members.groupsOf(ask.pool).filter(({ engine }) => this.#relays.has(engine));
+    const { itlTargetMs, wholeItlMs, expectedOutputTokens } = ask;
+    const lateMs = itlCostMs(wholeItlMs, itlTargetMs, expectedOutputTokens);
     if (groups.length === 0) return whole("no_relay");
     if (!ask.isPairable) return whole("request_form");
     let found: FoundPair[] = [];
@@ -176,22 +180,33 @@ export class PairPlacer {
     const candidates = found.map(({ candidate }) => candidate);
     const { biasMs } = this.#options;
     const mode = this.modeOf(ask.pool);
-    const { wholeCostMs } = ask;
+    const wholeCostMs = ask.wholeCostMs === undefined ? undefined : ask.wholeCostMs + lateMs;
+    const itl: Pick<DecisionPair, "itl"> =
+      itlTargetMs > 0
+        ? {
+            itl: {
+              targetMs: itlTargetMs,
+              pairMs: best.candidate.itlMs,
+              wholeMs: wholeItlMs,
+              wholeCostMs: lateMs,
+            },
+          }
+        : {};
     const savedMs = (wholeCostMs ?? 0) - best.candidate.costMs;
     let why: PairWhy = "only_form";
     if (wholeCostMs !== undefined) {
       if (mode === "always") why = "always";
-      else if (!ask.isComparable) return whole("policy", candidates);
+      else if (!ask.isComparable) return whole("policy", { candidates, ...itl });
       else if (costRank(best.candidate.costMs + biasMs) >= costRank(wholeCostMs)) {
-        return whole("cheaper", candidates, -savedMs);
+        return whole("cheaper", { candidates, marginMs: -savedMs, ...itl });
       } else why = "cheaper";
     }
     const relays = this.#relays.pick(ask.requestId, engine, ask.relaysMax);
-    if (relays.length === 0) return whole("no_relay", candidates, -savedMs);
+    if (relays.length === 0) return whole("no_relay", { candidates, marginMs: -savedMs, ...itl });
     const marginMs = wholeCostMs === undefined ? 0 : savedMs;
     const names = relays.map(({ facts }) => facts.instance);
     return {
-      choice: { form: "pair", why, marginMs, candidates, relays: names },
+      choice: { form: "pair", why, marginMs, candidates, relays: names, ...itl },
       found: best,
       relays,
     };
@@ -199,7 +214,7 @@ export class PairPlacer {
 
   /** A verdict for running whole after all, since its pair has no room. */
   static withoutRoom({ choice }: PairVerdict): PairVerdict {
-    return whole("no_room", choice.candidates, -choice.marginMs);
+    return whole("no_room", { ...choice, marginMs: -choice.marginMs });
   }
 
   /** The workers of a pair as candidates of their own; the answer is decoded where all but the last token is cached. */
@@ -308,8 +323,9 @@ export class PairPlacer {
   }
 }
 
-function whole(why: PairWhy, candidates: readonly PairCandidate[] = [], marginMs = 0): PairVerdict {
-  return { choice: { form: "whole", why, marginMs, candidates, relays: [] }, relays: [] };
+function whole(why: PairWhy, of: Partial<DecisionPair> = {}): PairVerdict {
+  const compared = { marginMs: 0, candidates: [], ...of };
+  return { choice: { ...compared, form: "whole", why, relays: [] }, relays: [] };
 }
 
 function cheapest(found: readonly FoundPair[]): number {

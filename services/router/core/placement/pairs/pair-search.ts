@@ -11,6 +11,7 @@ import {
 import { costRank } from "../place.ts";
 import type { PlacementTable } from "../placement-table.ts";
 import type { RowRanker } from "../row-ranking.ts";
+import { itlCostMs, mixedMs } from "./itl-target.ts";
 import type { LinkBook, TransferForecast } from "./link-book.ts";
 import { PairCandidate, pairNumber, pairNumberCount, pairTerms } from "./pair-candidate.ts";
 import type { PairGroup, PairMembers } from "./pair-members.ts";
@@ -34,6 +35,8 @@ export interface PairQuestion {
   readonly homeRow: number;
   /** What decoding anywhere else costs, ms. */
   readonly affinityMs: number;
+  /** Time between tokens that it asks for, ms; 0 for none. */
+  readonly itlTargetMs: number;
   /** Whether a worker may be chosen at all. */
   readonly allows: (row: number) => boolean;
   readonly now: MonoMs;
@@ -52,6 +55,8 @@ export interface PairParts {
   readonly decode: Estimate;
   readonly transfer: TransferForecast;
   readonly affinityMs: number;
+  /** What a time between tokens beyond the one asked for costs, ms. */
+  readonly itlCostMs: number;
 }
 
 /**
@@ -64,7 +69,7 @@ export function pairCost(
   weights: CostWeights,
   into: Float64Array | number[],
 ): void {
-  const { prefill: p, decode: d, transfer, affinityMs } = parts;
+  const { prefill: p, decode: d, transfer, affinityMs, itlCostMs: lateMs } = parts;
   const { waitMs, moveMs } = transfer;
   const moved = waitMs + moveMs;
   const predictedMs = p.queueMs + p.stallMs + p.prefillMs + moved + d.queueMs + d.stallMs;
@@ -85,6 +90,7 @@ export function pairCost(
   into[at + 12] = p.slowdownMs + d.slowdownMs;
   into[at + 13] = p.evictionMs + d.evictionMs;
   into[at + 14] = affinityMs;
+  into[at + 15] = lateMs;
   let cost = 0;
   for (let i = 0; i < pairTerms.length; i++) cost += into[at + i] as number;
   into[pairNumber.costMs] = cost;
@@ -102,12 +108,15 @@ class Side {
   readonly estimates: Estimate[] = [];
   /** Tokens of the prompt cached there, by place. */
   matched = new Float64Array(64);
+  /** Time between tokens expected there, by place, ms. */
+  itlMs = new Float64Array(64);
 
   reserve(count: number): void {
     if (count <= this.rows.length) return;
     this.rows = new Int32Array(2 * count);
     this.costs = new Float64Array(2 * count);
     this.matched = new Float64Array(2 * count);
+    this.itlMs = new Float64Array(2 * count);
   }
 
   /** Puts the places of the `sideMax` cheapest in order; of equal ones the lower id, which is the lower place. */
@@ -254,14 +263,36 @@ export class PairSearch {
       this.#transfer(from, row, bytes, first.prefillMs);
       const { waitMs, moveMs } = this.#forecast;
       const affinityMs = row === question.homeRow ? 0 : question.affinityMs;
-      side.costs[i] = (side.costs[i] as number) + waitMs + moveMs + affinityMs;
+      const itlMs = this.#itlMs(values, row, question);
+      side.itlMs[i] = itlMs;
+      const lateMs = itlCostMs(itlMs, question.itlTargetMs, expectedOutputTokens);
+      side.costs[i] = (side.costs[i] as number) + waitMs + moveMs + affinityMs + lateMs;
     }
     side.select();
     this.#estimates(values, promptTokens, expectedOutputTokens, side);
   }
 
+  /** Time between tokens expected on a decode worker, which pays for prompts only if it computes some itself, ms. */
+  #itlMs(values: Float64Array, row: number, question: PairQuestion): number {
+    const { promptTokens, expectedOutputTokens } = question;
+    if (expectedOutputTokens <= 1) return 0;
+    const at = row * rowLength;
+    const others =
+      (values[at + column.decoding] as number) + (values[at + column.foreignRequests] as number);
+    const context = (values[at + column.contextTokens] as number) + promptTokens;
+    const stepMs =
+      (values[at + column.d0] as number) +
+      (values[at + column.d1] as number) * (others + 1) +
+      (values[at + column.d2] as number) * (context + expectedOutputTokens / 2);
+    if (!this.#members.prefills(row)) return stepMs;
+    const extraMs =
+      (values[at + column.c1] as number) * promptTokens +
+      ((values[at + column.c2] as number) * promptTokens * promptTokens) / 2;
+    return stepMs + mixedMs(others, extraMs, expectedOutputTokens);
+  }
+
   #combine(question: PairQuestion): FoundPair[] {
-    const { homeRow, affinityMs } = question;
+    const { homeRow, affinityMs, itlTargetMs, expectedOutputTokens } = question;
     const prefill = this.#prefill;
     const decode = this.#decode;
     const found: FoundPair[] = [];
@@ -277,6 +308,7 @@ export class PairSearch {
         const target = this.#table.worker(to);
         if (source.named.endpoint === target.named.endpoint) continue;
         const matched = decode.matched[decodePlace] as number;
+        const itlMs = decode.itlMs[decodePlace] as number;
         const bytes = this.#bytes(question, from, matched);
         this.#transfer(from, to, bytes, first.prefillMs);
         pairCost(
@@ -285,6 +317,7 @@ export class PairSearch {
             decode: decode.estimates[j] as Estimate,
             transfer: this.#forecast,
             affinityMs: to === homeRow ? 0 : affinityMs,
+            itlCostMs: itlCostMs(itlMs, itlTargetMs, expectedOutputTokens),
           },
           this.#weights,
           numbers,
@@ -292,6 +325,7 @@ export class PairSearch {
         numbers[pairNumber.prefillMatchedTokens] = prefill.matched[prefillPlace] as number;
         numbers[pairNumber.decodeMatchedTokens] = matched;
         numbers[pairNumber.transferBytes] = bytes;
+        numbers[pairNumber.itlMs] = itlMs;
         const at = placeOf(found, numbers[pairNumber.costMs] as number);
         if (at >= pairsKept) continue;
         const candidate = new PairCandidate(source.named, target.named, numbers.slice());

@@ -1,14 +1,16 @@
 import type { MonoMs } from "../../../../shared/core/ids.ts";
 import type { GatePass, NoRoom } from "../../admission/admitted-request.ts";
 import type { Charges } from "../../admission/charges.ts";
-import { workMs } from "../../admission/pool-gate.ts";
+import { decodeCostMs, workMs } from "../../admission/pool-gate.ts";
+import type { AskEstimate } from "../../admission/waiter.ts";
 import type { DecisionAdmission } from "../../decisions/decision.ts";
-import type { ScoredCandidate } from "../candidate.ts";
+import type { PlacementRequest, ScoredCandidate } from "../candidate.ts";
 import type { PlaceInput } from "../place-input.ts";
 import { isAllowed, type PlacementTable } from "../placement-table.ts";
 import type { PlacementPolicy, PolicyRequest } from "../policy.ts";
 import type { RequestRanking } from "../request-ranking.ts";
 import type { DecisionPair } from "./decision-pair.ts";
+import { wholeItlMs } from "./itl-target.ts";
 import { PairPlacer, type PairAsk, type PairSides, type PairVerdict } from "./pair-placer.ts";
 import { pairRoomAsks } from "./pair-room.ts";
 import type { FoundPair } from "./pair-search.ts";
@@ -82,12 +84,21 @@ export class PairTries {
     if (pass !== undefined) {
       const noRoom = this.#findNoRoom(pass, { found, sides, request, now });
       if (noRoom !== undefined) {
-        if (verdict.choice.why === "always") return noRoom;
+        if (verdict.choice.why === "always" || of.whole === undefined) return noRoom;
         return { kind: "whole", choice: PairPlacer.withoutRoom(verdict).choice };
       }
     }
     const chosen = PairPlacer.chosenOf(found, sides);
     return { ...of, kind: "pair", choice: verdict.choice, verdict, found, sides, chosen };
+  }
+
+  /** What a request is expected to cost as a pair; `undefined` when it cannot run as one. */
+  estimate(of: PairTry): AskEstimate | undefined {
+    if (!this.#pairs.offers(of.input.pool)) return undefined;
+    const ask = this.#askOf(of);
+    const { found } = this.#pairs.consider(ask);
+    if (found === undefined) return undefined;
+    return estimateOfPair(found, this.#pairs.sides(found, ask), of.request);
   }
 
   /** What a pair is charged: the work of its prefill worker and the room of its decode worker. */
@@ -98,7 +109,12 @@ export class PairTries {
     return { ...admission, chargedMs: prefillMs + admission.chargedDecodeMs };
   }
 
-  #askOf({ input, request, policy, whole, now }: PairTry): PairAsk {
+  #itlTargetMs(pass: GatePass): number {
+    const { className } = this.#charges.accountOf(pass);
+    return pass.request.hints.itlMs ?? pass.gate.admission.classOf(className).itlMs;
+  }
+
+  #askOf({ input, request, policy, pass, whole, now }: PairTry): PairAsk {
     const { home } = request;
     return {
       requestId: input.requestId,
@@ -113,6 +129,8 @@ export class PairTries {
       affinityMs: home === undefined ? 0 : (request.affinityMs ?? 0),
       allows: (row) => isAllowed(input, this.#table.worker(row)),
       wholeCostMs: whole?.costMs,
+      wholeItlMs: whole === undefined ? 0 : wholeItlMs(whole, request),
+      itlTargetMs: pass === undefined ? 0 : this.#itlTargetMs(pass),
       isComparable: policy.name === "kv" || policy.name === "kv-blind",
       relaysMax: this.#relaysMax,
       now,
@@ -130,13 +148,29 @@ export class PairTries {
   ): NoRoom | undefined {
     const { found, sides, request, now } = of;
     const account = this.#charges.accountOf(pass);
-    const itlMs = pass.request.hints.itlMs ?? pass.gate.admission.classOf(account.className).itlMs;
+    const itlMs = this.#itlTargetMs(pass);
     const asks = pairRoomAsks(found.candidate, request);
     for (const side of ["prefill", "decode"] as const) {
       const ask = { ...asks[side], itlMs: side === "decode" ? itlMs : 0 };
       const choice = pass.gate.choose([sides[side]], ask, account, now);
-      if (choice.kind === "no_room") return choice;
+      if (choice.kind === "no_room") {
+        return { ...choice, estimate: estimateOfPair(found, sides, request) };
+      }
     }
     return undefined;
   }
+}
+
+/** What a pair costs its two workers, and how long its first token takes where both have room. */
+function estimateOfPair(
+  { candidate }: FoundPair,
+  { prefill, decode }: PairSides,
+  request: PlacementRequest,
+): AskEstimate {
+  const { promptTokens } = request;
+  const first = ["prefill", "transfer", "first_step"] as const;
+  return {
+    costMs: workMs(prefill, promptTokens) + decodeCostMs(decode, request, decode.decodeMs),
+    firstTokenMs: first.reduce((sum, name) => sum + candidate.term(name), 0),
+  };
 }
