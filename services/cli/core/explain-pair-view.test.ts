@@ -14,6 +14,10 @@ const pair: PairChoice = {
   why: "cheaper",
   marginMs: 58,
   relays: ["relay-1", "relay-0"],
+  itlTargetMs: 0,
+  pairItlMs: 0,
+  wholeItlMs: 0,
+  wholeItlCostMs: 0,
   candidates: [
     {
       prefillWorkerId: "p0",
@@ -60,6 +64,33 @@ test("a request that runs whole says why, and what the best pair would have cost
   expect(linesOf(none).join("\n")).toMatch(
     /form +whole on w1: no relay .* is attached and has room$/m,
   );
+});
+
+test("a time between tokens that was asked for stands beside what either form is expected to have", () => {
+  expect(linesOf(pair).join("\n")).not.toContain("between tokens");
+  const asked = {
+    ...pair,
+    itlTargetMs: 15,
+    pairItlMs: 12.4,
+    wholeItlMs: 16.9,
+    wholeItlCostMs: 2_600,
+  };
+  expect(linesOf(asked).join("\n")).toMatch(
+    /between tokens +15\.0 ms asked; pair 12\.4 ms, whole 16\.9 ms \(2600 ms for missing it\)/,
+  );
+  const alone = { ...asked, pairItlMs: 0, candidates: [] };
+  expect(linesOf(alone).join("\n")).toMatch(/15\.0 ms asked; whole 16\.9 ms/);
+});
+
+test("a guarded stream names its relays, and one that is not says why", () => {
+  const guarded = (guard: { off: string; relays: string[] }): string =>
+    explainView({
+      decision: decision({ guard }),
+      whatIfWorkerId: "",
+      whatIfCandidates: [],
+    }).join("\n");
+  expect(guarded({ off: "", relays: ["relay-0"] })).toMatch(/guard +on, by relay-0/);
+  expect(guarded({ off: "tools", relays: [] })).toMatch(/guard +off: tools/);
 });
 
 test("a pair that a setting chose against its cost says so", () => {

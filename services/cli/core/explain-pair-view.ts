@@ -35,6 +35,27 @@ export function formText(decision: Decision): string | undefined {
   return `${what}: ${reasons[pair.why] ?? pair.why}${marginText(decision, pair)}`;
 }
 
+/** How either form keeps the time between tokens that was asked for; `undefined` when none was, or nothing was compared. */
+export function itlText({ pair }: Decision): string | undefined {
+  if (pair === undefined || pair.itlTargetMs === 0) return undefined;
+  const { itlTargetMs, pairItlMs, wholeItlMs, wholeItlCostMs, candidates } = pair;
+  const pairCostMs = candidates[0]?.terms.find(({ name }) => name === "itl")?.ms ?? 0;
+  const form = (name: string, itlMs: number, costMs: number): string =>
+    `${name} ${formatMs(itlMs)}${costMs > 0 ? ` (${formatMs(costMs)} for missing it)` : ""}`;
+  const expected = [
+    ...(pairItlMs > 0 ? [form("pair", pairItlMs, pairCostMs)] : []),
+    ...(wholeItlMs > 0 ? [form("whole", wholeItlMs, wholeItlCostMs)] : []),
+  ];
+  return `${formatMs(itlTargetMs)} asked${expected.length === 0 ? "" : `; ${expected.join(", ")}`}`;
+}
+
+/** Whether a stream goes on elsewhere when its engine dies; `undefined` when that was not asked. */
+export function guardText({ guard }: Decision): string | undefined {
+  if (guard === undefined) return undefined;
+  if (guard.off !== "") return `off: ${guard.off}`;
+  return guard.relays.length === 0 ? "on" : `on, by ${guard.relays.join(", ")}`;
+}
+
 /** By how much the forms differ, where both have a cost. */
 function marginText(
   { candidates }: Decision,

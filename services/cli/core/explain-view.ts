@@ -4,7 +4,7 @@ import type {
   ExplainResponse,
   Observation,
 } from "../../shared/gen/kvmesh/router/v1/router.ts";
-import { chosenPair, formText, pairLines } from "./explain-pair-view.ts";
+import { chosenPair, formText, guardText, itlText, pairLines } from "./explain-pair-view.ts";
 import { formatCount, formatMs, textTable, type Column } from "./text-table.ts";
 
 /** Names of `Outcome` by number. */
@@ -75,6 +75,10 @@ function heading(decision: Decision): string[] {
   ];
   const form = formText(decision);
   if (form !== undefined) facts.push(["form", form]);
+  const itl = itlText(decision);
+  if (itl !== undefined) facts.push(["between tokens", itl]);
+  const guard = guardText(decision);
+  if (guard !== undefined) facts.push(["guard", guard]);
   if (decision.endpoints.length > 0) facts.push(["endpoints", endpointsText(decision.endpoints)]);
   if (decision.loadOnlyReason !== "") facts.push(["by load only", decision.loadOnlyReason]);
   const { admission } = decision;
