@@ -18,7 +18,11 @@ export default defineConfig({
     maxWorkers: 2,
     reporters: ["default", "./test/support/closing-line-reporter.ts"],
     projects: [
-      project("unit", ["services/**/*.test.ts", "envoy/**/*.test.ts"], 20_000),
+      project(
+        "unit",
+        ["services/**/*.test.ts", "envoy/**/*.test.ts", "test/support/**/*.test.ts"],
+        20_000,
+      ),
       project("property", ["test/property/**/*.test.ts"], 60_000),
       project("contract", ["test/contract/**/*.test.ts"], 30_000),
       project("sim", ["test/sim/**/*.test.ts"], 120_000),

@@ -1,6 +1,7 @@
 import type { Reporter, TestModule } from "vitest/node";
+import { closingLine } from "./closing-line.ts";
 
-/** Prints `tests: N passed, N failed, N skipped` as the very last line of a run. */
+/** Prints how many tests passed as the very last line of a run. */
 export default class ClosingLineReporter implements Reporter {
   onTestRunEnd(modules: readonly TestModule[], errors: readonly unknown[]): void {
     const counts = { passed: 0, failed: 0, skipped: 0, pending: 0 };
@@ -11,9 +12,8 @@ export default class ClosingLineReporter implements Reporter {
     }
     // A file that could not be loaded and an error outside tests are failures that no test counts.
     const failed = counts.failed + counts.pending + broken;
-    const line = `tests: ${counts.passed} passed, ${failed} failed, ${counts.skipped} skipped\n`;
     process.once("exit", () => {
-      process.stdout.write(line);
+      process.stdout.write(`${closingLine({ ...counts, failed })}\n`);
     });
   }
 }
