@@ -66,7 +66,12 @@ describe("which streams are guarded", () => {
       expect(asks.of(request(over), "default", none)).toBeUndefined();
       expect(asks.isGuarded(request(over), "default")).toBe(false);
     }
-    const { stream: _, ...unsaid } = request();
+    const unsaid: OpenAiRequest = {
+      kind: "chat",
+      model: "m",
+      tokensMax: undefined,
+      prompt,
+    };
     expect(asks.of(unsaid, "default", none)).toBeUndefined();
   });
 });
