@@ -94,8 +94,10 @@ export class PeerReservations {
     };
     const decodeMs = expectedOutputTokens * stepMs;
     if (awaits !== undefined) this.#awaits({ ...opened, ...decodeLeg }, awaits, decodeMs);
-    else if (isPrefillKey(decisionId)) this.#book.open({ ...opened, leg: "prefill" }, 0);
-    else this.#book.open(opened, decodeMs);
+    else if (isPrefillKey(decisionId)) {
+      this.#book.open({ ...opened, leg: "prefill" }, 0);
+      this.#pairs.prefillPlaced(workerId, prefillMs, at);
+    } else this.#book.open(opened, decodeMs);
   }
 
   /** A peer says that a reservation ended; with the decode leg of a pair its prefill leg is over too. */

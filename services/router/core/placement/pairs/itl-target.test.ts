@@ -9,6 +9,7 @@ import {
   workerLoad,
 } from "../../../../../test/support/router-builders.ts";
 import { stepModels } from "../../../../shared/core/step-model.ts";
+import type { WorkerId } from "../../../../shared/core/ids.ts";
 import { readHints } from "../../admission/request-hints.ts";
 import type { Decision } from "../../decisions/decision.ts";
 import { estimate } from "../estimate.ts";
@@ -38,17 +39,33 @@ describe("wholeItlMs", () => {
       return { ...input, ...terms };
     };
     const idle = on(0);
-    expect(wholeItlMs(idle, request)).toBeCloseTo(idle.decodeMs / 342);
+    expect(wholeItlMs(idle, request, 0)).toBeCloseTo(idle.decodeMs / 342);
     const busy = on(4);
     const { c1, c2 } = busy.steps;
     const promptMs = c1 * 12_000 + c2 * 12_000 * 6_000;
-    expect(wholeItlMs(busy, request)).toBeCloseTo(busy.decodeMs / 342 + (4 * promptMs) / 343);
-    expect(wholeItlMs(busy, { promptTokens: 100, expectedOutputTokens: 1 })).toBe(0);
+    expect(wholeItlMs(busy, request, 0)).toBeCloseTo(busy.decodeMs / 342 + (4 * promptMs) / 343);
+    expect(wholeItlMs(busy, { promptTokens: 100, expectedOutputTokens: 1 }, 0)).toBe(0);
   });
 });
 
-/** Two engines that do both and one of each kind, of the 70B model, and a relay; each of the first two decodes `busy`. */
-function mixedCore(busy: number, tokens: { readonly prompt: number; readonly answer: number }) {
+test("an answer beside prompts for others stands still for their share of the time", () => {
+  const request = { promptTokens: 12_000, expectedOutputTokens: 343 };
+  const input = candidateInput("w0", {});
+  const { decodeMs, prefillMs } = estimate(input, request);
+  const on = { ...input, terms: [], costMs: 0, predictedTtftMs: 0, prefillMs, decodeMs };
+  const aloneMs = wholeItlMs(on, request, 0);
+  expect(wholeItlMs(on, request, 0.5)).toBeCloseTo(2 * aloneMs);
+});
+
+/**
+ * An engine that does both and one of each kind, of the 70B model, and a relay; the first and the last decode `busy` each, or only
+ * those that are `busyWorkers`. The first one takes legs of pairs with a `connector` alone.
+ */
+function mixedCore(
+  busy: number,
+  tokens: { readonly prompt: number; readonly answer: number },
+  { connector = "", busyWorkers = ["w0", "w2"] } = {},
+) {
   const steps = stepModels["h100_sxm/llama-3.1-70b/tp4"];
   if (steps === undefined) throw new Error("the calibration is gone");
   const shared = { stepModel: steps, kvTransfer: "NixlConnector", capacityTokens: 600_000 };
@@ -57,7 +74,7 @@ function mixedCore(busy: number, tokens: { readonly prompt: number; readonly ans
     pairs: pairDefaults,
   });
   const facts = { ...shared, contextTokensMax: 131_072 };
-  core.admit(memberFacts(0, { ...facts, kvTransfer: "" }), 1, at(0));
+  core.admit(memberFacts(0, { ...facts, kvTransfer: connector }), 1, at(0));
   core.admit(memberFacts(1, { ...facts, role: "prefill" }), 2, at(0));
   core.admit(memberFacts(2, { ...facts, role: "decode" }), 3, at(0));
   core.relays.attach(
@@ -72,7 +89,7 @@ function mixedCore(busy: number, tokens: { readonly prompt: number; readonly ans
     1,
   );
   for (let i = 0; i < busy; i++) {
-    for (const worker of ["w0", "w2"]) {
+    for (const worker of busyWorkers) {
       core.peerReserved(
         {
           decisionId: `r9.1.${worker}.${i}`,
@@ -136,6 +153,21 @@ describe("a target for the time between tokens", () => {
       without.pair?.form,
       without.pair?.marginMs,
     ]);
+  });
+
+  test("keeps an answer off an engine that is idle but for the prompts of others", () => {
+    const tokens = { prompt: 12_000, answer: 343 };
+    const made = () => mixedCore(3, tokens, { connector: "NixlConnector", busyWorkers: ["w2"] });
+    const idle = ask(made(), 15, tokens.prompt);
+    expect([idle.pair?.form, idle.workerId]).toEqual(["whole", "w0"]);
+    const core = made();
+    // One such prompt every 1.5 s, from pairs that answer elsewhere.
+    for (let ms = -60_000; ms < 0; ms += 1_500)
+      core.pairs.prefillPlaced("w0" as WorkerId, 750, at(ms));
+    const decision = ask(core, 15, tokens.prompt);
+    expect(decision.pair?.form).toBe("pair");
+    expect(decision.pair?.itl?.wholeMs).toBeGreaterThan(20);
+    expect(decision.pair?.candidates[0]?.decodeWorkerId).toBe("w2");
   });
 
   test("is part of a pair's cost when its decode worker misses it", () => {

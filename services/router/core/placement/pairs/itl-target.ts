@@ -22,13 +22,25 @@ export function mixedMs(others: number, extraMs: number, expectedOutputTokens: n
   return (others * extraMs) / Math.max(1, expectedOutputTokens);
 }
 
-/** Time between tokens expected of a request that runs whole on a worker, ms; 0 for an answer of one token. */
-export function wholeItlMs(on: ScoredCandidate, request: PlacementRequest): number {
+/** A gap between tokens on an engine that spends such a share of its time on prompts for others, ms. */
+export function besidePrompts(gapMs: number, prefillShare: number): number {
+  return gapMs / (1 - prefillShare);
+}
+
+/**
+ * Time between tokens expected of a request that runs whole on a worker, ms; 0 for an answer of one token. `prefillShare` is
+ * the share of the engine's time that prompts of pairs take there (`PrefillShares`).
+ */
+export function wholeItlMs(
+  on: ScoredCandidate,
+  request: PlacementRequest,
+  prefillShare: number,
+): number {
   const { promptTokens, expectedOutputTokens } = request;
   if (expectedOutputTokens <= 1) return 0;
   const newTokens = Math.max(1, promptTokens - on.matchedTokens);
   const extraMs = prefillExtraMs(on.steps, newTokens, on.matchedTokens);
   const others = on.load.decoding + on.foreignRequests;
   const ownMs = on.decodeMs / (expectedOutputTokens - 1);
-  return ownMs + mixedMs(others, extraMs, expectedOutputTokens);
+  return besidePrompts(ownMs, prefillShare) + mixedMs(others, extraMs, expectedOutputTokens);
 }

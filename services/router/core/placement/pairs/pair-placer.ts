@@ -13,6 +13,7 @@ import { itlCostMs } from "./itl-target.ts";
 import { LinkBook, type LinkPrior } from "./link-book.ts";
 import { PairLegs } from "./pair-legs.ts";
 import { PairMembers } from "./pair-members.ts";
+import { PrefillShares } from "./prefill-share.ts";
 import { PairSearch, pairsKept, type FoundPair, type PairQuestion } from "./pair-search.ts";
 
 /** Whether requests may run as pairs: by cost, never, or whenever a pair can be had. */
@@ -90,6 +91,7 @@ export class PairPlacer {
   readonly #table: PlacementTable;
   readonly #ranker: RowRanker;
   readonly #search: PairSearch;
+  readonly #prefillShares = new PrefillShares();
   /** Of pools whose mode was changed while running. */
   readonly #modes = new Map<string, DisaggregationMode>();
 
@@ -120,6 +122,7 @@ export class PairPlacer {
       weights,
       blockSizeTokens,
       awaitedTokens: (row) => this.legs.awaitedTokens(row),
+      prefillShare: (row, now) => this.#prefillShares.of(row, now),
     });
   }
 
@@ -144,6 +147,17 @@ export class PairPlacer {
     return this.members.engineOf(worker) !== "sglang";
   }
 
+  /** A prompt of a pair was placed on a worker, here or by a peer. */
+  prefillPlaced(worker: WorkerId, prefillMs: number, now: MonoMs): void {
+    const row = this.#table.rowOf(worker);
+    if (row >= 0) this.#prefillShares.placed(row, prefillMs, now);
+  }
+
+  /** Share of its time that a worker's engine spends on prompts of pairs, 0 to 0.9. */
+  prefillShare(worker: WorkerId, now: MonoMs): number {
+    return this.#prefillShares.of(this.#table.rowOf(worker), now);
+  }
+
   /** A member joined or changed. */
   memberChanged(member: Member): void {
     this.members.memberChanged(member, this.#table.rowOf(member.key));
@@ -153,7 +167,9 @@ export class PairPlacer {
   memberLeft(key: WorkerId): void {
     this.members.memberLeft(key);
     const row = this.#table.rowOf(key);
-    if (row >= 0) this.links.forget(row);
+    if (row < 0) return;
+    this.links.forget(row);
+    this.#prefillShares.forget(row);
   }
 
   /** Whether the pool offers pairs at all, so that `consider` has something to say. */
@@ -287,6 +303,7 @@ export class PairPlacer {
       0,
     );
     if (!isPrefillOpen) return false;
+    this.prefillPlaced(candidate.prefillWorkerId, candidate.term("prefill"), now);
     const beginsInMs = candidate.predictedTtftMs;
     const isOpen = book.open(
       {

@@ -11,7 +11,7 @@ import {
 import { costRank } from "../place.ts";
 import type { PlacementTable } from "../placement-table.ts";
 import type { RowRanker } from "../row-ranking.ts";
-import { itlCostMs, mixedMs } from "./itl-target.ts";
+import { besidePrompts, itlCostMs, mixedMs } from "./itl-target.ts";
 import type { LinkBook, TransferForecast } from "./link-book.ts";
 import { PairCandidate, pairNumber, pairNumberCount, pairTerms } from "./pair-candidate.ts";
 import type { PairGroup, PairMembers } from "./pair-members.ts";
@@ -163,6 +163,8 @@ export class PairSearch {
   readonly #blockTokens: number;
   /** Prompt tokens that are on their way to the engine of a row. */
   readonly #awaited: (row: number) => number;
+  /** Share of its time that the engine of a row spends on prompts for others. */
+  readonly #prefillShare: (row: number, now: MonoMs) => number;
   readonly #prefill = new Side();
   readonly #decode = new Side();
   readonly #times = new Float64Array(estimatedCount);
@@ -178,6 +180,7 @@ export class PairSearch {
     readonly weights: CostWeights;
     readonly blockSizeTokens: number;
     readonly awaitedTokens: (row: number) => number;
+    readonly prefillShare: (row: number, now: MonoMs) => number;
   }) {
     this.#table = options.table;
     this.#ranker = options.ranker;
@@ -186,6 +189,7 @@ export class PairSearch {
     this.#weights = options.weights;
     this.#blockTokens = options.blockSizeTokens;
     this.#awaited = options.awaitedTokens;
+    this.#prefillShare = options.prefillShare;
   }
 
   /** The cheapest pairs, best first, at most `pairsKept`; none when no two engines can serve the request. */
@@ -288,7 +292,8 @@ export class PairSearch {
     const extraMs =
       (values[at + column.c1] as number) * promptTokens +
       ((values[at + column.c2] as number) * promptTokens * promptTokens) / 2;
-    return stepMs + mixedMs(others, extraMs, expectedOutputTokens);
+    const gapMs = besidePrompts(stepMs, this.#prefillShare(row, question.now));
+    return gapMs + mixedMs(others, extraMs, expectedOutputTokens);
   }
 
   #combine(question: PairQuestion): FoundPair[] {

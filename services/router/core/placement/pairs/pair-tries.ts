@@ -129,7 +129,10 @@ export class PairTries {
       affinityMs: home === undefined ? 0 : (request.affinityMs ?? 0),
       allows: (row) => isAllowed(input, this.#table.worker(row)),
       wholeCostMs: whole?.costMs,
-      wholeItlMs: whole === undefined ? 0 : wholeItlMs(whole, request),
+      wholeItlMs:
+        whole === undefined
+          ? 0
+          : wholeItlMs(whole, request, this.#pairs.prefillShare(whole.workerId, now)),
       itlTargetMs: pass === undefined ? 0 : this.#itlTargetMs(pass),
       isComparable: policy.name === "kv" || policy.name === "kv-blind",
       relaysMax: this.#relaysMax,
