@@ -135,6 +135,12 @@ export const relayMetrics = {
     help: "Requests that were not sampled and whose spans were written after all, by reason.",
     labels: ["reason"], // failed | migrated | slow | badly_predicted, or what a router said
   },
+  spansDropped: {
+    name: "kvmesh_relay_spans_dropped_total",
+    kind: "counter",
+    help: "Spans that were made and never arrived, because their queue was full or the endpoint did not take them.",
+    labels: [],
+  },
   routers: {
     name: "kvmesh_relay_routers",
     kind: "gauge",

@@ -204,8 +204,8 @@ describe("a pair", () => {
       const stream = one(spans, "kvmesh.stream");
       const ttftMs = stream.attributes[attributes.streamTtftMs] as number;
       expect(sumOf(parts)).toBeCloseTo(ttftMs, 6);
-      expect(parts["prefill"]).toBeGreaterThanOrEqual(38);
-      expect((parts["transfer"] ?? 0) + (parts["decode"] ?? 0)).toBeGreaterThanOrEqual(22);
+      expect(parts["prefill"]).toBeGreaterThanOrEqual(35);
+      expect((parts["transfer"] ?? 0) + (parts["decode"] ?? 0)).toBeGreaterThanOrEqual(10);
       expect(parts["decode"]).toBeCloseTo(2, 6);
       expect(parts["retry"]).toBe(0);
       // Wall times are set anew by up to 2 ms.

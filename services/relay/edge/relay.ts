@@ -105,6 +105,8 @@ class Relay implements RunningRelay {
   #h2: { readonly server: H2GrpcServer; readonly port: number } | undefined;
   #operations: HttpServer | undefined;
   #ticker: NodeJS.Timeout | undefined;
+  /** Dropped spans that are counted already. */
+  #spansDropped = 0;
   #utilisation = performance.eventLoopUtilization();
 
   constructor(config: RelayConfig, dependencies: RelayDependencies) {
@@ -360,11 +362,14 @@ class Relay implements RunningRelay {
   }
 
   #observe(): void {
-    const { metrics, pools, handoffs } = this.#parts;
+    const { metrics, pools, handoffs, tracing } = this.#parts;
     for (const [state, count] of Object.entries(this.#links.counts())) {
       metrics.routers.set({ state }, count);
     }
     metrics.noticesDropped.inc(this.#links.takeDropped());
+    const spansDropped = tracing.droppedSpans?.() ?? 0;
+    metrics.spansDropped.inc(spansDropped - this.#spansDropped);
+    this.#spansDropped = spansDropped;
     metrics.openRequests.set(this.#intake.size);
     metrics.openLegs.set(pools.legCount);
     metrics.handoffTokens.set(handoffs.tokens);

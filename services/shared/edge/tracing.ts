@@ -12,8 +12,9 @@ import { OTLPTraceExporter } from "@opentelemetry/exporter-trace-otlp-grpc";
 import { TraceState } from "@opentelemetry/core";
 import { resourceFromAttributes } from "@opentelemetry/resources";
 import { NodeSDK } from "@opentelemetry/sdk-node";
-import { AlwaysOnSampler, BatchSpanProcessor, ParentBasedSampler } from "@opentelemetry/sdk-trace";
+import { AlwaysOnSampler, ParentBasedSampler } from "@opentelemetry/sdk-trace";
 import { productVersion } from "./log.ts";
+import { SpanQueue } from "./span-drops.ts";
 
 /** A W3C trace context. */
 export interface TraceContext {
@@ -60,6 +61,8 @@ export interface Tracing {
   start(name: string, options?: SpanOptions): MeshSpan | undefined;
   /** Exports what is pending, at most 2 s, and stops. */
   stop(): Promise<void>;
+  /** Spans that were made and never arrived at the endpoint; absent where nothing is sent. */
+  droppedSpans?(): number;
 }
 
 const traceparentPattern = /^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$/;
@@ -158,7 +161,7 @@ export const noTracing: Tracing = { start: () => undefined, stop: () => Promise.
 
 /**
  * Starts the OpenTelemetry SDK with an OTLP/gRPC exporter. `endpoint` such as `http://127.0.0.1:4317`;
- * without one, tracing is off. The queue holds 8,192 spans; more are dropped by the SDK and counted there.
+ * without one, tracing is off. The queue holds 8,192 spans; more are dropped and counted.
  */
 export function startTracing(options: {
   service: string;
@@ -167,6 +170,12 @@ export function startTracing(options: {
 }): Tracing {
   if (options.endpoint === undefined || options.endpoint === "") return noTracing;
   const exporter = new OTLPTraceExporter({ url: options.endpoint, timeoutMillis: 2_000 });
+  const queue = new SpanQueue(exporter, {
+    spansMax: 8_192,
+    batchSpansMax: 512,
+    delayMs: 500,
+    exportMsMax: 2_000,
+  });
   const sdk = new NodeSDK({
     autoDetectResources: false,
     resource: resourceFromAttributes({
@@ -175,27 +184,20 @@ export function startTracing(options: {
       "service.version": productVersion(),
     }),
     sampler: new ParentBasedSampler({ root: new AlwaysOnSampler() }),
-    spanProcessors: [
-      new BatchSpanProcessor({
-        exporter,
-        scheduledDelayMillis: 500,
-        maxQueueSize: 8_192,
-        maxExportBatchSize: 512,
-        exportTimeoutMillis: 2_000,
-      }),
-    ],
+    spanProcessors: [queue],
     textMapPropagator: null,
     instrumentations: [],
     metricReaders: [],
     logRecordProcessors: [],
   });
   sdk.start();
-  return tracingWith(trace.getTracer("kvmesh"), async () => {
+  const tracing = tracingWith(trace.getTracer("kvmesh"), async () => {
     const bound = new Promise<void>((resolve) => {
       setTimeout(resolve, 2_000).unref();
     });
     await Promise.race([sdk.shutdown().catch(() => undefined), bound]);
   });
+  return { ...tracing, droppedSpans: () => queue.dropped };
 }
 
 /** Tracing with a tracer of OpenTelemetry's; `stop` exports what is pending. */
