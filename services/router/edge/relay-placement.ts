@@ -1,5 +1,6 @@
 import { createHash, createHmac } from "node:crypto";
 import type { Clock } from "../../shared/core/clock.ts";
+import type { WorkerId } from "../../shared/core/ids.ts";
 import type {
   GuardSettings,
   LegRole,
@@ -10,6 +11,7 @@ import { signPlacement, type TokenKey } from "../../shared/core/placement-token/
 import type { NamedKey } from "../../shared/edge/keys.ts";
 import type { Decision } from "../core/decisions/decision.ts";
 import { isRelayEngine } from "../core/placement/pairs/pair-members.ts";
+import { freezeFloorMs } from "../core/relays/freeze-floor.ts";
 import type { RouterCore } from "../core/router-core.ts";
 
 /** How long a placement is good for: a connection attempt of the proxy, its retry, and a body on its way, ms. */
@@ -87,7 +89,7 @@ export class PlacementSigner {
         pool: decision.pool,
         tenant: body.tenant,
         salted: false,
-        ...(body.guarded ? { guard: this.#guard } : undefined),
+        ...(body.guarded ? { guard: this.#guardOf(decision) } : undefined),
         forecast: forecastOf(decision),
         traceparent: decision.traceparent,
         issuedUnixMs,
@@ -95,6 +97,21 @@ export class PlacementSigner {
       },
       this.#key,
     );
+  }
+
+  /** How relays watch a stream of the worker that decodes. */
+  #guardOf({ workerId }: Decision): GuardSettings {
+    const worker = workerId as WorkerId;
+    const model = this.#core.modelOf(worker);
+    if (model === undefined) return this.#guard;
+    const load = this.#core.book.load(worker, this.#clock.now());
+    const freezeMsMin = freezeFloorMs(this.#guard.freezeMsMin, {
+      steps: model.steps,
+      stepTokensMax: this.#core.members.get(worker)?.facts?.stepTokensMax ?? 0,
+      decoding: load.decoding + 1,
+      contextTokens: load.decodingContextTokens,
+    });
+    return { ...this.#guard, freezeMsMin };
   }
 
   #legs(decision: Decision): PlacementLeg[] | undefined {
