@@ -105,6 +105,8 @@ export function disaggProfile(options: {
       },
     },
     routerSettings: {
+      // Forms that cannot carry the load are to make requests wait, not to move their streams about.
+      stream: { guard: "off" },
       placement: { links: { sameHostMs: linkLatencyMs, sameHostBytesPerS: linkBytesPerS } },
     },
     blockSizeTokens,
