@@ -51,6 +51,7 @@ export function readLegNotice(wire: WireNotice): LegNotice | undefined {
     firstTokenMs: finite(wire.firstTokenMs),
     promptTokens: wire.promptTokens,
     cachedTokens: wire.cachedTokens,
+    transferMs: finite(wire.transferMs),
     localPrefill: wire.localPrefill,
     last: wire.last,
   };

@@ -61,7 +61,8 @@ export class LegEnds {
    * From the start of the decode leg to its first token: the transfer, and what was expected of the engine besides. Only
    * where legs run one after the other, where the answer came token by token, and with no other bytes before.
    */
-  #learnTransfer({ decisionId, firstTokenMs, localPrefill }: LegNotice, now: MonoMs): void {
+  #learnTransfer(notice: LegNotice, now: MonoMs): void {
+    const { decisionId, firstTokenMs, transferMs, localPrefill } = notice;
     const { pairs } = this.#port;
     const made = this.#port.decision(decisionId);
     const open = pairs.legs.get(decisionId);
@@ -69,11 +70,12 @@ export class LegEnds {
     if (made?.pair?.form !== "pair" || pair === undefined || open === undefined) return;
     if (localPrefill || firstTokenMs <= 0 || made.answer !== "stream") return;
     if (!pairs.isSequential(open.prefillWorker) || pair.term("transfer_wait") > 0) return;
-    const engineMs =
-      pair.term("decode_queue") + pair.term("decode_stall") + pair.term("first_step");
     const ends = pairs.legs.endsOf(open);
     if (ends === undefined) return;
-    const ms = Math.max(transferMsMin, firstTokenMs - engineMs);
+    const queuedMs = pair.term("decode_queue") + pair.term("decode_stall");
+    // The relay leaves out the first step, by the gaps that it sees; without its word it is as expected.
+    const seenMs = transferMs > 0 ? transferMs : firstTokenMs - pair.term("first_step");
+    const ms = Math.max(transferMsMin, seenMs - queuedMs);
     pairs.links.observed(ends, pair.transferBytes, ms, now);
   }
 

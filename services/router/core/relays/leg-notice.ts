@@ -31,6 +31,8 @@ export interface LegNotice {
   readonly firstTokenMs: number;
   readonly promptTokens: number;
   readonly cachedTokens: number;
+  /** Of a decode leg: what of its KV's transfer the prefill leg did not hide, as the relay saw it; 0 when it did not. */
+  readonly transferMs: number;
   /** Whether the decode leg computed the prompt itself because there was no KV to pull. */
   readonly localPrefill: boolean;
   /** Whether it is the last word on the decision. */

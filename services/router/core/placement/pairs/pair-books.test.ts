@@ -53,6 +53,7 @@ function legNotice(decision: Decision, over: Partial<LegNotice>): LegNotice {
     outcome: "done",
     durationMs: 50,
     firstTokenMs: 0,
+    transferMs: 0,
     promptTokens: 8_000,
     cachedTokens: -1,
     localPrefill: false,
@@ -154,6 +155,9 @@ describe("reservations of a pair", () => {
       return into.moveMs;
     };
     expect(slow({})).toBeGreaterThan(1_500);
+    // What its relay saw of the transfer goes before what is guessed from the first token.
+    expect(slow({ transferMs: 20 })).toBeLessThan(400);
+    expect(slow({ firstTokenMs: 20, transferMs: 3_000 })).toBeGreaterThan(1_500);
     expect(slow({ localPrefill: true })).toBeLessThan(400);
     expect(slow({ firstTokenMs: 0 })).toBeLessThan(400);
   });
