@@ -9,6 +9,7 @@ import {
   listen,
   type GrpcServer,
 } from "../../services/shared/edge/grpc-server.ts";
+import { readInferenceError } from "../../services/shared/edge/inference-error.ts";
 import { createMetrics } from "../../services/shared/edge/metrics.ts";
 import { noTracing } from "../../services/shared/edge/tracing.ts";
 import {
@@ -199,6 +200,12 @@ describe("Router.Place", () => {
     expect(error.metadata.get("grpc-retry-pushback-ms")).toEqual(
       error.metadata.get("retry-after-ms"),
     );
+    const retryAfterMs = Number(error.metadata.get("retry-after-ms")[0]);
+    expect(readInferenceError(error, { requestId: "", resumeToken: "" })).toMatchObject({
+      reason: "overloaded",
+      retryAfterMs,
+      quotas: [],
+    });
   });
 
   test("refuses a tenant that is over its rate as exhausted", async () => {
@@ -208,6 +215,9 @@ describe("Router.Place", () => {
     expect(error.code).toBe(status.RESOURCE_EXHAUSTED);
     expect(error.metadata.get("x-kvmesh-shed-reason")).toEqual(["tenant_rate"]);
     expect(error.metadata.get("kvmesh-error-code")).toEqual(["tenant_limited"]);
+    const { quotas, retryAfterMs } = readInferenceError(error, { requestId: "", resumeToken: "" });
+    expect(quotas).toMatchObject([{ subject: "tenant" }]);
+    expect(retryAfterMs).toBeGreaterThan(0);
   });
 });
 

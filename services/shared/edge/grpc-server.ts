@@ -16,6 +16,7 @@ import { MeshError } from "../core/errors.ts";
 import { invariant } from "../core/invariant.ts";
 import { toMeshError, wire } from "./wire.ts";
 import { createReflection } from "./grpc-reflection.ts";
+import { statusDetails } from "./status-details.ts";
 
 /** Window sizes that let a 512 KB body cross without waiting for updates. */
 const windowBytes = 4 * 1024 * 1024;
@@ -153,7 +154,9 @@ export function toServiceError(error: unknown): Partial<ServiceError> & { code: 
     metadata.set("retry-after-ms", ms);
   }
   if (mesh.shedReason !== undefined) metadata.set("x-kvmesh-shed-reason", mesh.shedReason);
-  return { code: wire[mesh.code].grpc, details: mesh.message, metadata };
+  const code = wire[mesh.code].grpc;
+  metadata.set("grpc-status-details-bin", statusDetails(mesh, code));
+  return { code, details: mesh.message, metadata };
 }
 
 /** Turns a handler, async or not, into a grpc-js one: cancellation in, mapped errors out. */
