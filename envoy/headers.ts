@@ -34,6 +34,7 @@ export const trustedHeaders: readonly string[] = [
   "x-kvmesh-session",
   "x-kvmesh-slo-ttft-ms",
   "x-kvmesh-slo-itl-ms",
+  "x-kvmesh-guard",
   "x-kvmesh-resume",
   "x-gateway-inference-fairness-id",
   "x-gateway-inference-objective",

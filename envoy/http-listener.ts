@@ -145,9 +145,14 @@ function routeConfig(listener: "public" | "trusted", options: EnvoyOptions): Con
       {
         name: "all",
         domains: ["*"],
-        ...(listener === "trusted"
-          ? {
-              response_headers_to_add: [
+        response_headers_to_add: [
+          {
+            // Why a stream that was to be guarded is not; relays say it themselves.
+            header: { key: "x-kvmesh-guard", value: "%DYNAMIC_METADATA(kvmesh:guard)%" },
+            append_action: "ADD_IF_ABSENT",
+          },
+          ...(listener === "trusted"
+            ? [
                 {
                   header: {
                     key: "x-kvmesh-decision",
@@ -162,9 +167,9 @@ function routeConfig(listener: "public" | "trusted", options: EnvoyOptions): Con
                   },
                   append_action: "OVERWRITE_IF_EXISTS_OR_ADD",
                 },
-              ],
-            }
-          : {}),
+              ]
+            : []),
+        ],
         routes: routes(listener, options),
       },
     ],

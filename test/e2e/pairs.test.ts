@@ -168,6 +168,21 @@ describe("gRPC through Envoy", () => {
   });
 });
 
+test("a stream that a trusted caller wants guarded passes the relay whole; one that cannot be says why", async () => {
+  const settings = { placeOnArrival: false };
+  await mesh.routers.setPolicy("kv", { ...settings, disaggregation: "never" });
+  const headers = { "x-kvmesh-guard": "relay" };
+  const ask = { url: mesh.trustedUrl, headers, maxTokens: 20 };
+  const guarded = await mesh.chat(ask);
+  expect([guarded.status, guarded.headers.get("x-kvmesh-guard")]).toEqual([200, "on"]);
+  const off = await mesh.chat({ ...ask, body: { logprobs: true } });
+  expect([off.status, off.headers.get("x-kvmesh-guard")]).toEqual([200, "off; reason=logprobs"]);
+  // Nobody else chooses, and nobody hears of what he did not ask for.
+  const stranger = await mesh.chat({ ...ask, url: mesh.url });
+  expect([stranger.status, stranger.headers.get("x-kvmesh-guard")]).toEqual([200, null]);
+  await mesh.routers.setPolicy("kv", { ...settings, disaggregation: "always" });
+});
+
 test("without the relay the same requests run whole, and gRPC callers hear that nobody serves them", async () => {
   await mesh.process("relay-0").kill("SIGKILL");
   await eventually(
