@@ -250,6 +250,28 @@ describe("what routers hear when a request is placed again", () => {
     expect(metadata?.get("traceparent")).toEqual([headers.traceparent]);
   });
 
+  test("that the rest of a stream needs no prefill, when it is placed on a pair", async () => {
+    const fleet = await startWithRouter();
+    const { relay, router, one, two } = fleet;
+    const third = await startScriptedEngine();
+    open.push(third);
+    one.faults = { breakAfter: 4 };
+    two.faults = { tokenMs: 40 };
+    const body = bodyOf({ stream: true });
+    const legs = [legAt(third.address, "prefill"), legAt(two.address, "decode")];
+    router.token = relay.sign(body, { decisionId: "router-0.1.again", legs });
+    const answering = send(fleet, body, { guarded: true });
+    const told = (): readonly string[] =>
+      relay.notices
+        .filter(({ decisionId, ended }) => ended && decisionId === "router-0.1.again")
+        .map(({ leg, outcome, last }) => `${leg} ${outcome} ${String(last)}`);
+    // At once, not when the stream ends.
+    await expect.poll(told).toEqual(["prefill not_started false"]);
+    expect(readStream((await answering).text)).toMatchObject({ done: true, finish: ["length"] });
+    expect(third.seen).toEqual([]);
+    await expect.poll(told).toEqual(["prefill not_started false", "decode done true"]);
+  });
+
   test("that nobody waits any more, when the client leaves", async () => {
     const fleet = await startWithRouter();
     const { relay, router, one } = fleet;

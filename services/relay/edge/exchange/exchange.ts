@@ -190,7 +190,11 @@ export class Exchange implements AnswerListener, LegsListener {
       }
       guard.takeOver();
     }
-    open.planned = guard?.planRest(open) ?? open.planned;
+    const rest = guard?.planRest(open);
+    if (rest === undefined) return;
+    // The rest of a stream runs whole, wherever it was placed.
+    open.planned = rest;
+    this.#legs.skipPrefill();
   }
 
   #step(event: RunEvent): void {

@@ -109,6 +109,16 @@ export class Legs {
     }
   }
 
+  /** Tells the router that the prefill leg of a pair is not needed, so that nothing stays reserved for it. */
+  skipPrefill(): void {
+    const { parts, placement } = this.#open;
+    const [leg, decode] = placement.legs;
+    if (leg === undefined || decode === undefined) return;
+    const now = parts.clock.now();
+    const end = { ended: true, outcome: "not_started", ttftMs: 0, last: false, now } as const;
+    parts.notify(new LegRecord("prefill", leg, now).notice(placement, end));
+  }
+
   /** Prefill has answered: its hand-off waits to be pulled. */
   handoffMade(): void {
     this.#room?.made(this.#open.parts.clock.now());
