@@ -63,7 +63,7 @@ describe("memory of bodies", () => {
   test("is taken until the body is not needed any more", async () => {
     const fleet = await start({ limits: { bodyMemoryBytesMax: 65_536 } });
     const { relay, one } = fleet;
-    one.faults = { firstMs: 250, tokenMs: 60 };
+    one.faults = { firstMs: 2_000, tokenMs: 60 };
     const body = large(true);
     const first = send(fleet, body);
     await expect.poll(() => one.seen.length).toBe(1);
@@ -73,8 +73,17 @@ describe("memory of bodies", () => {
     expect(refused.text).toContain("no memory for the body");
     expect(refused.headers["retry-after"]).toBe("1");
     // Nobody asks for the body again once its answer passes.
-    await expect.poll(() => gauge(relay, "kvmesh_relay_body_memory_bytes")).toBe(0);
-    expect(relay.relay.openRequests).toBe(1);
+    let openThen = 0;
+    await expect
+      .poll(
+        async () => {
+          openThen = relay.relay.openRequests;
+          return gauge(relay, "kvmesh_relay_body_memory_bytes");
+        },
+        { timeout: 10_000, interval: 10 },
+      )
+      .toBe(0);
+    expect(openThen).toBe(1);
     expect((await first).status).toBe(200);
     one.faults = {};
     expect((await send(fleet, body)).status).toBe(200);
