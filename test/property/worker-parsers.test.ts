@@ -286,6 +286,12 @@ describe("Prometheus text", () => {
         prefillSecondsSum: 0.05350422100002561,
       },
     });
+    // Of a prompt whose KV came from another engine nothing was computed here.
+    const external = 'vllm:prompt_tokens_by_source_total{engine="0",source="external_kv_transfer"}';
+    const local = 'vllm:prompt_tokens_by_source_total{engine="0",source="local_compute"} 1';
+    const pulled = `vllm:num_requests_running{engine="0"} 1\nvllm:prompt_tokens_total{engine="0"} 900\n`;
+    expect(readVllmMetrics(`${pulled}${external} 880\n${local}\n`, 0)?.load.promptTokens).toBe(20);
+    expect(readVllmMetrics(`${pulled}${external} 901\n`, 0)?.load.promptTokens).toBe(0);
     expect(readVllmMetrics(page, 1)).toBeUndefined();
     expect(readVllmMetrics("process_start_time_seconds 5\n", 0)).toBeUndefined();
   });

@@ -90,7 +90,9 @@ export class RouterCore {
     const pool = this.members.get(key)?.pool;
     const gate = pool === undefined ? undefined : this.#parts.gates.get(pool);
     gate?.reported(key, report, this.#parts.speeds.of(key).steps);
-    if (delta !== undefined) this.#parts.speeds.observeInterval(key, delta);
+    if (delta === undefined) return;
+    const legs = this.pairs.legs.takeEndedPrefills(key, delta.finished);
+    this.#parts.speeds.observeInterval(key, legs === 0 ? delta : withoutLegs(delta, legs));
   }
 
   /** See `Membership.repairDue`. */
@@ -256,4 +258,14 @@ export class RouterCore {
   served(decisionId: string, record: ServedRecord, now: MonoMs): Observation | undefined {
     return this.#parts.ends.served(decisionId, record, now);
   }
+}
+
+/** What an engine did without the legs that computed prompts for others, of one token each. */
+function withoutLegs(delta: CounterDelta, legs: number): CounterDelta {
+  const { finished, generatedTokens } = delta;
+  return {
+    ...delta,
+    finished: finished - legs,
+    generatedTokens: Math.max(0, generatedTokens - legs),
+  };
 }

@@ -5,6 +5,7 @@ export interface LoadSample {
   readonly running: number;
   readonly waiting: number;
   readonly kvUsageRatio: number;
+  /** Without those whose KV came from another engine: they cost no prefill here. */
   readonly promptTokens: number;
   readonly prefixQueryTokens: number;
   readonly prefixHitTokens: number;
@@ -54,9 +55,15 @@ const sources: ReadonlyMap<string, keyof LoadSample> = new Map<string, keyof Loa
   ["vllm:request_prefill_time_seconds_sum", "prefillSecondsSum"],
   ["vllm:request_prefill_time_seconds_count", "prefillCount"],
 ]);
+const promptBySource = "vllm:prompt_tokens_by_source_total";
 const processStart = "process_start_time_seconds";
 const cacheConfig = "vllm:cache_config_info";
-const wanted: ReadonlySet<string> = new Set([...sources.keys(), processStart, cacheConfig]);
+const wanted: ReadonlySet<string> = new Set([
+  ...sources.keys(),
+  promptBySource,
+  processStart,
+  cacheConfig,
+]);
 
 /**
  * Reads vLLM's `/metrics`. Samples that carry another `engine` label than `dpRank` are left out; those of
@@ -81,6 +88,7 @@ export function readVllmMetrics(text: string, dpRank: number): EngineReading | u
   };
   const rank = String(dpRank);
   let runningSamples = 0;
+  let externalTokens = 0;
   let processStartSeconds: number | undefined;
   let cache: EngineCacheInfo | undefined;
   parsePrometheusText(text, wanted, ({ name, labels, value }) => {
@@ -94,12 +102,18 @@ export function readVllmMetrics(text: string, dpRank: number): EngineReading | u
       cache = cacheInfo(labels) ?? cache;
       return;
     }
+    if (name === promptBySource) {
+      const isExternal = labels.get("source") === "external_kv_transfer";
+      if (isExternal && Number.isFinite(value) && value > 0) externalTokens += value;
+      return;
+    }
     const field = sources.get(name);
     if (field === undefined || !Number.isFinite(value) || value < 0) return;
     if (field === "running") runningSamples++;
     load[field] += value;
   });
   if (runningSamples === 0) return undefined;
+  load.promptTokens = Math.max(0, load.promptTokens - externalTokens);
   load.kvUsageRatio = Math.min(1, load.kvUsageRatio);
   return { load, processStartSeconds, cache };
 }

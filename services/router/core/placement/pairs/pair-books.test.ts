@@ -312,3 +312,39 @@ describe("what was cached", () => {
     expect(decision.observed).toMatchObject({ servedAsPicked: false, cachedTokens: -1 });
   });
 });
+
+describe("the length of answers", () => {
+  /** What an engine did: so many requests, of so many tokens each in the mean. */
+  const delta = (finished: number, tokensEach: number) => ({
+    interTokenMs: 0,
+    interTokenCount: 0,
+    running: 0,
+    contextTokens: 0,
+    computedTokens: 0,
+    finished,
+    generatedTokens: finished * tokensEach,
+  });
+  const report = (now: number) => ({ running: 0, waiting: 0, kvUsageRatio: 0, at: at(now) });
+
+  test("is not learned from prefill legs, which have one token", () => {
+    const core = pairCore();
+    for (let i = 0; i < 3; i++) {
+      const decision = placePair(core, 100 + i, `req-${String(i)}`);
+      core.legEnds.take(prefillEnd(decision), at(300 + i));
+    }
+    core.report(p0, report(500), delta(3, 1));
+    expect(core.modelOf(p0)?.outputTokensMean).toBeUndefined();
+    // Whole requests of the same engine count, and each leg is left out once.
+    core.report(p0, report(1_000), delta(2, 300));
+    expect(core.modelOf(p0)?.outputTokensMean).toBe(300);
+  });
+
+  test("counts whole requests beside legs of the same interval as they are", () => {
+    const core = pairCore();
+    const decision = placePair(core);
+    core.legEnds.take(prefillEnd(decision), at(300));
+    // One leg of one token, and two answers of 200.
+    core.report(p0, report(500), { ...delta(3, 0), generatedTokens: 401 });
+    expect(core.modelOf(p0)?.outputTokensMean).toBe(200);
+  });
+});

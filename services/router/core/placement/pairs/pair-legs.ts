@@ -34,6 +34,9 @@ export interface PlacedPair {
   readonly beginsInMs: number;
 }
 
+/** Ended legs remembered of one worker between two reports; those that its engine never finished must not add up. */
+const endedPrefillsMax = 64;
+
 interface OpenPair extends PlacedPair {
   isPrefillOpen: boolean;
   isDecodeOpen: boolean;
@@ -57,6 +60,8 @@ export class PairLegs {
   readonly #links: LinkBook;
   readonly #table: PlacementTable;
   readonly #open = new Map<string, OpenPair>();
+  /** Prefill legs that ended and that no report was laid against yet, by worker. */
+  readonly #endedPrefills = new Map<WorkerId, number>();
   /** Prompt tokens on their way, by decode worker. */
   readonly #awaited = new Map<WorkerId, number>();
 
@@ -107,6 +112,8 @@ export class PairLegs {
     if (pair === undefined) return;
     if (reservation.leg === "prefill") {
       pair.isPrefillOpen = false;
+      const ended = this.#endedPrefills.get(pair.prefillWorker) ?? 0;
+      this.#endedPrefills.set(pair.prefillWorker, Math.min(endedPrefillsMax, ended + 1));
       if (pair.isDecodeOpen) this.#book.arrived(pair.decisionId, pair.beginsInMs, now);
     } else {
       pair.isDecodeOpen = false;
@@ -122,6 +129,24 @@ export class PairLegs {
     if (pair === undefined) return;
     this.#arrived(pair);
     this.#moved(pair);
+  }
+
+  /**
+   * How many of the requests that a worker's engine finished were prefill legs, which have one token and say nothing of the length of
+   * answers. Each is told once.
+   */
+  takeEndedPrefills(worker: WorkerId, finished: number): number {
+    const ended = this.#endedPrefills.get(worker);
+    if (ended === undefined) return 0;
+    const taken = Math.min(ended, finished);
+    if (ended > taken) this.#endedPrefills.set(worker, ended - taken);
+    else this.#endedPrefills.delete(worker);
+    return taken;
+  }
+
+  /** A worker left. */
+  forget(worker: WorkerId): void {
+    this.#endedPrefills.delete(worker);
   }
 
   /** Rows of a pair's workers, while both are members. */

@@ -166,6 +166,7 @@ export class PairPlacer {
   /** A member left; its row must still be known. */
   memberLeft(key: WorkerId): void {
     this.members.memberLeft(key);
+    this.legs.forget(key);
     const row = this.#table.rowOf(key);
     if (row < 0) return;
     this.links.forget(row);
