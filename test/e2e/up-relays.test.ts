@@ -90,7 +90,8 @@ test("a mesh with a relay places pairs, streams them over HTTP and gRPC, and lea
   expect(response.status).toBe(200);
   expect(answer).toContain("data: [DONE]");
   expect(response.headers.get("x-gateway-destination-endpoint-served")).toBe(relay?.h2);
-  const pair = await pairOf(response.headers.get("x-kvmesh-decision") ?? "");
+  const decision = response.headers.get("x-kvmesh-decision") ?? "";
+  const pair = await pairOf(decision);
   expect(pair).toBeDefined();
   expect(pair?.prefill).not.toBe(pair?.decode);
 
@@ -111,6 +112,24 @@ test("a mesh with a relay places pairs, streams them over HTTP and gRPC, and lea
   expect(generated).toMatchObject({ finishReason: "length", usage: { completionTokens: 16 } });
   expect(generated.text.trim()).toBe(direct.stdout.trim());
   expect(await pairOf(generated.decisionId)).toBeDefined();
+
+  // The whole way is in one trace, and its parts make up the time to the first token.
+  const trace = await eventually(
+    "the trace is complete",
+    async () => {
+      const shown = await kvmesh(["trace", decision, "--state", folder]);
+      return shown.stdout.includes("complete: yes") && shown.stdout;
+    },
+    20_000,
+  );
+  expect(trace).toContain(`worker ${pair?.prefill ?? ""} → ${pair?.decode ?? ""} through`);
+  expect(trace).toMatch(/kvmesh\.kv\.transfer +\S+ → \S+, [\d,]+ bytes/);
+  const ms = (label: string): number => {
+    const [, value = "NaN", unit] = new RegExp(`${label} +(-?[\\d.]+) (ms|s)`).exec(trace) ?? [];
+    return Number(value) * (unit === "s" ? 1_000 : 1);
+  };
+  const observed = ms("observed at Envoy");
+  expect(Math.abs(ms("sum") - observed)).toBeLessThanOrEqual(Math.max(1, observed * 0.05));
 
   const workers = await kvmesh(["workers", "--state", folder]);
   expect(workers.stdout).toMatch(/relay-0 .*attached/);
