@@ -1,3 +1,5 @@
+import { setTimeout } from "node:timers/promises";
+import { credentials, Metadata } from "@grpc/grpc-js";
 import { afterEach, describe, expect, test } from "vitest";
 import type { Placer, PlaceAsk } from "../../services/relay/edge/placer.ts";
 import type {
@@ -5,6 +7,7 @@ import type {
   RelayEngine,
 } from "../../services/shared/core/placement-token/placement.ts";
 import { attributes } from "../../services/shared/core/trace-catalogue.ts";
+import { InferenceClient } from "../../services/shared/gen/kvmesh/inference/v1/inference.ts";
 import { parseTraceparent } from "../../services/shared/edge/tracing.ts";
 import { startScriptedEngine, type ScriptedEngine } from "../support/relay-engines.ts";
 import { generate, idsOf } from "../support/relay-oracle.ts";
@@ -38,6 +41,8 @@ interface Fleet {
   readonly engines: readonly [ScriptedEngine, ScriptedEngine, ScriptedEngine];
   /** What the relay asked its router. */
   readonly asked: PlaceAsk[];
+  /** How long its router takes, ms. */
+  placeMs: number;
 }
 
 /** A relay that traces, and three engines; requests that lose theirs go to the last one. */
@@ -48,10 +53,11 @@ async function start(options: { traced?: boolean; router?: ScriptedRouter } = {}
   const third = await startScriptedEngine();
   const asked: PlaceAsk[] = [];
   const placer: Placer = {
-    place: (ask) => {
+    place: async (ask) => {
       asked.push(ask);
+      if (fleet.placeMs > 0) await setTimeout(fleet.placeMs);
       const legs = [legAt(third.address, "whole")];
-      return Promise.resolve({ kind: "placed", token: relay.sign(ask.body, { legs }) });
+      return { kind: "placed", token: relay.sign(ask.body, { legs }) };
     },
   };
   const { router } = options;
@@ -62,7 +68,8 @@ async function start(options: { traced?: boolean; router?: ScriptedRouter } = {}
     ...(options.traced === false ? {} : { tracing: spans.tracing }),
   });
   open.push(prefill, decode, third, { close: () => relay.stop() });
-  return { spans, relay, engines: [prefill, decode, third], asked };
+  const fleet: Fleet = { spans, relay, engines: [prefill, decode, third], asked, placeMs: 0 };
+  return fleet;
 }
 
 const prompt = "Why is the sky blue?";
@@ -480,6 +487,48 @@ describe("a stream that is resumed", () => {
       resumed.attributes[attributes.resumeTokenOffset],
     );
     expect(spansB.problems()).toEqual([]);
+  });
+});
+
+describe("a call of Generate", () => {
+  test("is below its caller's span, from its arrival on, and its router is asked in the same trace", async () => {
+    const fleet = await start();
+    fleet.placeMs = 60;
+    const client = new InferenceClient(
+      `127.0.0.1:${String(fleet.relay.relay.h2Port)}`,
+      credentials.createInsecure(),
+    );
+    open.push(client);
+    const metadata = new Metadata();
+    metadata.set("traceparent", contextOf(egressId));
+    const call = client.generate(
+      {
+        requestId: "",
+        model: "m",
+        input: { $case: "text", value: prompt },
+        sampling: { tokensMax: 12, stop: [], stopTokenIds: [], ignoreEos: true },
+        tenant: "",
+        session: "",
+        priority: "",
+      },
+      metadata,
+    );
+    await new Promise((resolve) => call.on("data", () => undefined).on("end", resolve));
+    await expect.poll(() => fleet.spans.named("kvmesh.request").length).toBe(1);
+    const { spans, asked } = fleet;
+    expect(spans.problems()).toEqual([]);
+    expect(linesOf(spans.spans)).toEqual([
+      `${egressId} > kvmesh.request`,
+      "kvmesh.request > kvmesh.decode",
+      "kvmesh.request > kvmesh.stream",
+    ]);
+    expect(new Map(asked[0]?.fields).get("traceparent")).toBe(contextOf(egressId));
+    const parts = partsOf(one(spans, "kvmesh.request"));
+    expect(parts["relay"]).toBeGreaterThanOrEqual(55);
+    expect(sumOf(parts)).toBeCloseTo(
+      one(spans, "kvmesh.stream").attributes[attributes.streamTtftMs] as number,
+      6,
+    );
   });
 });
 

@@ -5,6 +5,8 @@ export interface ClientRequest {
   readonly method: string;
   readonly path: string;
   readonly body: Uint8Array;
+  /** When it came, ms, where that was before it is taken in. */
+  readonly arrivedAt?: number;
   /** A header by its lower-case name; several values are joined by commas. */
   header(name: string): string | undefined;
   /** All header fields; names in lower case. */

@@ -185,6 +185,8 @@ export class InferenceCall {
       method: "POST",
       path,
       body,
+      // The router was asked meanwhile, for which the caller waited too.
+      arrivedAt: this.#arrivedAt,
       header: (name) => fields.find(([field]) => field === name)?.[1],
       fields: () => fields,
       bodyDone: () => {

@@ -94,6 +94,11 @@ export class StreamMirror {
     );
   }
 
+  /** Whether its beginning was sent to the buddy. */
+  get isBegun(): boolean {
+    return this.#hasHead;
+  }
+
   /** The stream grew. */
   grew(): void {
     if (!this.isRefused) this.#link.grew(this);
@@ -153,6 +158,7 @@ class MirrorLink {
   #call: ClientDuplexStream<KeepRequest, KeepResponse> | undefined;
   #isWritable = true;
   #isClosed = false;
+  #isFlushDue = false;
   restUntil = 0;
 
   constructor(instance: string, address: string, hello: () => MirrorHello, clock: Clock) {
@@ -179,6 +185,13 @@ class MirrorLink {
 
   grew(mirror: StreamMirror): void {
     this.#grown.add(mirror);
+    // A stream of which its buddy knows nothing cannot be resumed at all: its beginning does not wait for the next round.
+    if (mirror.isBegun || this.#isFlushDue) return;
+    this.#isFlushDue = true;
+    setImmediate(() => {
+      this.#isFlushDue = false;
+      this.flush();
+    });
   }
 
   ended(mirror: StreamMirror, complete: boolean): void {

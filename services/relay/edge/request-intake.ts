@@ -52,7 +52,7 @@ export class RequestIntake implements RequestTaker {
   }
 
   take(request: ClientRequest, answer: ClientAnswer): void {
-    const arrivedAt = this.#parts.clock.now();
+    const arrivedAt = request.arrivedAt ?? this.#parts.clock.now();
     try {
       this.requireRoom();
       const admitted = admit(this.#parts, request);

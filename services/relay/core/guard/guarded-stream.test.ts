@@ -344,6 +344,30 @@ describe("guarded stream", () => {
     );
   });
 
+  test("takes a name back where the next event has none, so that readers keep no older one", () => {
+    const names: string[] = [];
+    const nameOf = ({ index }: StreamPoint): string | undefined => {
+      const name = index % 5 < 2 ? undefined : `at-${String(index)}`;
+      names.push(name ?? "");
+      return name;
+    };
+    const body = { model: "m", prompt: "a reader", stream: true, max_tokens: 30, ignore_eos: true };
+    const options = { nameOf };
+    const got = run({ body, kind: "completion", cuts: [], merge: never, pieceSize: 300, options });
+    let kept = "";
+    const keptBehind = got
+      .split("\n\n")
+      .filter((event) => event.includes("data: {"))
+      .map((event) => {
+        const line = event.split("\n").find((one) => one.startsWith("id:"));
+        if (line !== undefined) kept = line.slice("id: ".length);
+        return kept;
+      });
+    expect(keptBehind).toEqual(names);
+    expect(new Set(names).size).toBeGreaterThan(5);
+    expect(got.split("id: \n").length - 1).toBeGreaterThan(2);
+  });
+
   test("says what cannot be continued, and lets it pass", () => {
     const asked = { model: "m", stream: true, messages: [{ role: "user", content: "x" }] };
     const facts = { kind: "chat", salted: false } as const;

@@ -96,6 +96,8 @@ export class GuardedStream {
   readonly #request: GuardRequest;
   readonly #cachedTokens: number;
   readonly #nameOf: ((point: StreamPoint) => string | undefined) | undefined;
+  /** Whether the last event had a name. */
+  #isNamed = false;
   readonly #splitter = new SseSplitter();
   readonly #take: EventTaker = (bytes, from, to) => {
     if (this.#verdict === "more") this.#verdict = this.#event(bytes, from, to);
@@ -428,7 +430,11 @@ export class GuardedStream {
   #name(index: number): void {
     if (this.#nameOf === undefined) return;
     const name = this.#nameOf({ ...this.point, index });
+    // Readers of events keep the last name until another one comes: an empty one takes it back, since a stream that went on
+    // from an older place would repeat what came without a name.
     if (name !== undefined) output.name(name);
+    else if (this.#isNamed) output.name("");
+    this.#isNamed = name !== undefined;
   }
 
   #wrapScanned(bytes: Uint8Array): void {
