@@ -9,7 +9,7 @@ import type { ProcessingResponse } from "../../services/shared/gen/envoy/service
 /** Envoy's own interval between two messages of the log, ms. */
 const flushMs = 20;
 /** Time to the first token and to the end that the records tell, µs. */
-const ttftUs = 20_000;
+const ttftUs = 500;
 const durationUs = 50_000;
 
 function nanos(us: number): { seconds: bigint; nanos: number } {

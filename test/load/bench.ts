@@ -15,6 +15,13 @@ const benchmarks: Readonly<Record<string, { readonly file: string; readonly abou
       "  --modes buffered,duplex  --no-references  --no-latency  --baseline <other checkout>\n" +
       "  --profile  --top 20  --readme  --json",
   },
+  ladder: {
+    file: "router-ladder.ts",
+    about:
+      "what each part of a decision adds to the CPU of a request: transport, scan, tokens, placement, records, members\n" +
+      "  --steps transport,scan,tokens,place,decide,records,whole  --sizes 4,64,220,512 (KB)  --mode buffered\n" +
+      "  --members 8  --rounds 5  --warmup 3  --text 1 (MB)  --concurrency 16  --json",
+  },
   envoy: {
     file: "envoy-bench.ts",
     about:

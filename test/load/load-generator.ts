@@ -41,7 +41,7 @@ export interface Prepared {
   readonly bytes: number;
   readonly unseenBytes: number;
   readonly sharingCount: number;
-  /** How often the natural text has been used up so far; above 0 nothing is unseen any more. */
+  /** How often the natural text has been used up so far; its rare words are then spelled anew. */
   readonly textWraps: number;
 }
 
@@ -78,7 +78,7 @@ export interface RunResult {
   readonly exchangeMs: readonly number[];
 }
 
-/** Prompts placed since the last such message. */
+/** Prompts placed since the last such message, about as long as a step of a busy engine takes. */
 export interface Served {
   readonly kind: "served";
   readonly prompts: readonly { readonly worker: string; readonly hashes: Uint32Array }[];
@@ -91,7 +91,7 @@ interface Job {
 
 /** Envoy opens one connection for each of its worker threads; two is its usual number on small machines. */
 const connectionCount = 2;
-const servedIntervalMs = 50;
+const servedIntervalMs = 25;
 const [keysFile = ""] = process.argv.slice(2);
 const root = hashRoot(loadKeys(keysFile).hashSeed, { model: benchModel });
 const tokenizer = new FusedBpe(

@@ -2,24 +2,27 @@ import { createHash } from "node:crypto";
 import { readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { SeededRandom } from "../../services/shared/core/random.ts";
+import { respelled, WordCounts } from "../support/respelling.ts";
 
 const wanted = /\.(md|txt|ts|mts|js|mjs|cjs|json|h|c|cc|cpp|py|proto|css|html)$/i;
 const sizeMin = 1_000;
-const sizeMax = 2_000_000;
+const sizeMax = 10_000_000;
 /** Longer lines on average are minified code or data, which nobody puts into a chat. */
 const lineLengthMax = 200;
 
 /**
  * Text that people wrote: the readmes, sources and declarations of installed packages, each file once, in an
- * order fixed by the seed, without downloads. Hands out every character once, then begins again and counts it.
+ * order fixed by the seed, without downloads. When all have been handed out it goes on with further editions of them, in
+ * which every word that is not a frequent one is spelled anew: as unknown to any cache as the first time.
  */
 export class NaturalText {
   readonly #paths: string[] = [];
   readonly #digests = new Set<string>();
+  readonly #words = new WordCounts();
   #nextPath = 0;
   #text = "";
   #at = 0;
-  /** How often all files have been used up. */
+  /** How often all files have been used up; above 0 words are spelled anew. */
   wraps = 0;
 
   constructor(root: string, seed: number) {
@@ -55,7 +58,8 @@ export class NaturalText {
         this.#nextPath = 0;
         this.#digests.clear();
         this.wraps++;
-        if (this.wraps > 1_000) throw new Error("no readable text was found");
+        if (this.wraps > 20)
+          throw new Error("no readable text was found, or all spellings are used");
       }
       const path = this.#paths[this.#nextPath++] as string;
       const { size } = statSync(path);
@@ -66,7 +70,8 @@ export class NaturalText {
       this.#digests.add(digest);
       const text = bytes.toString("utf8");
       if (text.length / text.split("\n").length > lineLengthMax) continue;
-      this.#text = text;
+      if (this.wraps === 0) this.#words.add(text);
+      this.#text = this.wraps === 0 ? text : respelled(text, this.#words, this.wraps);
       this.#at = 0;
       return;
     }

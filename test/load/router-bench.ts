@@ -18,16 +18,10 @@ import {
   repositoryRoot,
   shown,
 } from "./figures.ts";
-import type {
-  Arrivals,
-  Prepared,
-  PrepareOrder,
-  RunOrder,
-  RunResult,
-  Served,
-} from "./load-generator.ts";
+import type { Arrivals, RunResult } from "./load-generator.ts";
 import { cpuMs, cpuSource, residentBytes } from "./process-figures.ts";
 import { Cell, type CellReport, type Mesh, type Target, type TargetName } from "./router-cells.ts";
+import { RouterLoad } from "./router-load.ts";
 import type { Buckets } from "./router-metrics.ts";
 import { RouterProcess } from "./router-process.ts";
 import { disturbances, ratios } from "./router-verdict.ts";
@@ -54,11 +48,6 @@ const options = parseArgs({
   },
 }).values;
 
-/** The share of a request's bytes that nobody has seen, about; fixes how many requests a text budget gives. */
-const unseenShare = 0.2;
-/** Requests of one cell and round at least, so that start and end of a round weigh little; and at most. */
-const requestsMin = 24;
-const requestsMax = 1_500;
 /** The stock pipeline takes tens of milliseconds a request. */
 const stockRequestsMax = 40;
 const stockSizeKb = 64;
@@ -129,17 +118,7 @@ if (largeCount > 0 && sizesKb.includes(largeSizeKb)) {
   routers.push(targetOf("large", await startMesh(repositoryRoot, largeCount, [], router.keysFile)));
 }
 
-let servedBy: Mesh | undefined;
-const generator = new BenchChild(join(import.meta.dirname, "load-generator.ts"), {
-  name: "load generator",
-  args: [router.keysFile],
-  onMessage: (message) => {
-    for (const { worker, hashes } of (message as Served).prompts) {
-      servedBy?.members.get(worker).storeNew(hashes);
-    }
-  },
-});
-await generator.answer("ready");
+const load = await RouterLoad.start(router.keysFile);
 
 async function startReference(
   name: "empty" | "stock",
@@ -160,6 +139,8 @@ const references = options["no-references"]
   : [await startReference("empty"), await startReference("stock")];
 
 const cells: Cell[] = [];
+/** CPU of each router while nobody asks anything and its members report. */
+const idleMsPerSecond = new Map<Target, number>();
 for (const sizeKb of sizesKb) {
   for (const mode of modes) {
     for (const target of [...routers, ...references.map((reference) => reference.target)]) {
@@ -171,45 +152,15 @@ for (const sizeKb of sizesKb) {
   }
 }
 
-const text = { bytes: 0, unseenBytes: 0, prompts: 0, sharing: 0, wraps: 0 };
-
-/** Makes prompts that use up about `megabytes` of text; returns how many. */
-async function prepare(sizeKb: number, megabytes: number): Promise<number> {
-  const wanted = Math.round((megabytes * 1e6) / (sizeKb * 1_024 * unseenShare));
-  const count = Math.max(requestsMin, Math.min(requestsMax, wanted));
-  const order: PrepareOrder = { kind: "prepare", bodyBytes: sizeKb * 1_024, count };
-  const prepared = await generator.ask<Prepared>(order, "prepared");
-  text.bytes += prepared.bytes;
-  text.unseenBytes += prepared.unseenBytes;
-  text.prompts += prepared.count;
-  text.sharing += prepared.sharingCount;
-  text.wraps = prepared.textWraps;
-  return count;
-}
-
-async function send(
+function send(
   target: Target,
   mode: ExchangeMode,
   count: number,
   arrivals: Arrivals,
 ): Promise<RunResult> {
-  servedBy = target.mesh;
-  const order: RunOrder = {
-    kind: "run",
-    target: target.address,
-    mode,
-    count,
-    arrivals,
-    isRouter: target.mesh !== undefined,
-  };
-  const result = await generator.ask<RunResult>(order, "ran");
-  if (result.failures > 0) {
-    throw new Error(
-      `${target.name} ${mode}: ${result.failures.toString()} of ${count.toString()} requests failed, ` +
-        `first: ${result.failure}`,
-    );
-  }
-  return result;
+  const { name, address, mesh: served } = target;
+  const to = { name, address, wantsRecords: served !== undefined };
+  return load.send(to, { mode, count, arrivals }, (prompts) => served?.members.storeNew(prompts));
 }
 
 async function runCell(cell: Cell, prepared: number, counts: boolean): Promise<void> {
@@ -220,16 +171,18 @@ async function runCell(cell: Cell, prepared: number, counts: boolean): Promise<v
     (await target.mesh?.router.metrics())?.buckets(decisionMetric) ?? noBuckets;
   const before = await scrape();
   const startMs = cpuMs(target.pid);
+  const startedAt = performance.now();
   const result = await send(target, mode, count, { kind: "closed", concurrency });
-  const usedMs = cpuMs(target.pid) - startMs;
-  if (counts) cell.add(result, usedMs, before, await scrape());
+  const ms = cpuMs(target.pid) - startMs;
+  const idleMs = ((performance.now() - startedAt) * (idleMsPerSecond.get(target) ?? 0)) / 1_000;
+  if (counts) cell.add(result, { ms, idleMs }, before, await scrape());
 }
 
 /** All cells once: each size and mode gets prompts of its own, which all its targets are sent. */
 async function runRound(megabytes: number, counts: boolean): Promise<void> {
   for (const sizeKb of sizesKb) {
     for (const mode of modes) {
-      const prepared = await prepare(sizeKb, megabytes);
+      const prepared = await load.prepare(sizeKb, megabytes);
       for (const cell of cells) {
         if (cell.sizeKb !== sizeKb || cell.mode !== mode) continue;
         await runCell(cell, prepared, counts);
@@ -249,7 +202,7 @@ async function decisionsAtHalfLoad(
   let lagMsMax = 0;
   const perSecond = perSecondMax / 2;
   for (let round = 0; round < latencyRounds; round++) {
-    const count = await prepare(latencySizeKb, 2 * textMbPerCell);
+    const count = await load.prepare(latencySizeKb, 2 * textMbPerCell);
     const result = await send(target, "buffered", count, { kind: "open", perSecond });
     all.push(...result.decisionMs);
     tails.push(quantile(result.decisionMs, 0.99));
@@ -263,7 +216,7 @@ async function warmUp(): Promise<void> {
   const sizeKb = Math.min(...sizesKb);
   const small = cells.filter((cell) => cell.sizeKb === sizeKb);
   for (let round = 0; round < warmupRounds; round++) {
-    const prepared = await prepare(sizeKb, textMbPerCell);
+    const prepared = await load.prepare(sizeKb, textMbPerCell);
     // The same prompts again save text for the rounds that count.
     for (let time = 0; time < warmupTimes; time++) {
       for (const cell of small) await runCell(cell, prepared, false);
@@ -275,9 +228,12 @@ async function warmUp(): Promise<void> {
 const before = machineFacts();
 await warmUp();
 await sleep(500);
-const idleStartMs = cpuMs(router.pid);
+const idleStartMs = routers.map(({ pid }) => cpuMs(pid));
 await sleep(idleSeconds * 1_000);
-const idleMsPerSecond = (cpuMs(router.pid) - idleStartMs) / idleSeconds;
+routers.forEach((target, i) => {
+  const ms = cpuMs(target.pid) - (idleStartMs[i] ?? 0);
+  idleMsPerSecond.set(target, ms / idleSeconds);
+});
 const measuredSinceUs = Number(process.hrtime.bigint() / 1_000n);
 for (let round = 0; round < rounds; round++) await runRound(textMbPerCell, true);
 const measuredUntilUs = Number(process.hrtime.bigint() / 1_000n);
@@ -309,17 +265,19 @@ const result = {
   rounds,
   concurrency,
   text: {
-    prompts: text.prompts,
-    sharingShare: text.sharing / text.prompts,
-    unseenShare: text.unseenBytes / text.bytes,
-    wraps: text.wraps,
+    prompts: load.text.prompts,
+    sharingShare: load.text.sharing / load.text.prompts,
+    unseenShare: load.text.unseenBytes / load.text.bytes,
+    wraps: load.text.wraps,
   },
   cells: reports,
   ratios: ratios(reports, { large: largeCount, few: membersCount }),
   disturbances: disturbances(reports),
   halfLoad,
   router: {
-    idleCpuMsPerSecond: idleMsPerSecond,
+    idleCpuMsPerSecond: Object.fromEntries(
+      [...idleMsPerSecond].map(([target, ms]) => [target.name, ms]),
+    ),
     residentBytes: residentBytes(router.pid),
     indexBlocks: metrics.total("kvmesh_router_index_blocks"),
     prefixHitRatioMean: hits / decisions,
@@ -338,7 +296,7 @@ const result = {
 
 for (const target of routers) target.mesh?.members.close();
 for (const { child } of references) await child.stop();
-await generator.stop();
+await load.stop();
 for (const target of routers) await target.mesh?.router.stop();
 
 // Figures of something that did not happen are worse than none.
@@ -365,7 +323,7 @@ function print(): void {
     `${membersCount.toString()} members; ${rounds.toString()} rounds, ${concurrency.toString()} requests at once; ` +
       `${result.text.prompts.toString()} prompts, ${formatRatio(result.text.sharingShare)} share a prefix, ` +
       `${formatRatio(result.text.unseenShare)} of bytes unseen` +
-      (result.text.wraps > 0 ? " until the text was used up: use fewer rounds" : ""),
+      (result.text.wraps > 0 ? `, edition ${(result.text.wraps + 1).toString()} of the text` : ""),
   );
   const columns = [
     { title: "target" },
@@ -410,12 +368,14 @@ function print(): void {
     );
   }
   console.log(
-    `router: idle ${shown(figures.idleCpuMsPerSecond)} ms CPU a second (in the figures above), ` +
+    `router: idle ${shown(figures.idleCpuMsPerSecond["router"] ?? 0)} ms CPU a second (in the figures above), ` +
       `resident ${mb(figures.residentBytes)}, ${figures.indexBlocks.toString()} blocks indexed, ` +
       `${formatRatio(figures.prefixHitRatioMean)} of prompt tokens cached`,
   );
   for (const [name, { residentBytes: bytes }] of Object.entries(result.others)) {
-    console.log(`${name}: resident ${mb(bytes)}`);
+    const idle = figures.idleCpuMsPerSecond[name];
+    const told = idle === undefined ? "" : `, idle ${shown(idle)} ms CPU a second`;
+    console.log(`${name}: resident ${mb(bytes)}${told}`);
   }
 }
 

@@ -31,6 +31,8 @@ export interface CellReport {
   readonly requests: number;
   /** Median of the rounds. */
   readonly cpuUsPerRequest: number;
+  /** The same without what the process does in that time when nobody asks anything. */
+  readonly netCpuUsPerRequest: number;
   readonly cpuUsByRound: readonly number[];
   /** Requests a second in the closed loop; the generator shares the machine. */
   readonly perSecond: number;
@@ -47,6 +49,7 @@ export class Cell {
   readonly mode: ExchangeMode;
   readonly sizeKb: number;
   readonly #cpuUs: number[] = [];
+  readonly #netCpuUs: number[] = [];
   readonly #perSecond: number[] = [];
   readonly #decisionMs: number[] = [];
   readonly #ownBuckets = new Map<number, number>();
@@ -57,9 +60,18 @@ export class Cell {
     this.sizeKb = sizeKb;
   }
 
-  /** Takes one round: what the generator saw, CPU used, and the router's histogram before and after. */
-  add(result: RunResult, usedMs: number, before: Buckets, after: Buckets): void {
-    this.#cpuUs.push((usedMs * 1_000) / result.answered);
+  /**
+   * Takes one round: what the generator saw, CPU used, of it what the process would have used without requests, and the router's
+   * histogram before and after.
+   */
+  add(
+    result: RunResult,
+    used: { readonly ms: number; readonly idleMs: number },
+    before: Buckets,
+    after: Buckets,
+  ): void {
+    this.#cpuUs.push((used.ms * 1_000) / result.answered);
+    this.#netCpuUs.push(((used.ms - used.idleMs) * 1_000) / result.answered);
     this.#perSecond.push((result.answered * 1_000) / result.elapsedMs);
     this.#decisionMs.push(...result.decisionMs);
     addBuckets(this.#ownBuckets, before, after);
@@ -72,6 +84,7 @@ export class Cell {
       sizeKb: this.sizeKb,
       requests: this.#decisionMs.length,
       cpuUsPerRequest: median(this.#cpuUs),
+      netCpuUsPerRequest: median(this.#netCpuUs),
       cpuUsByRound: this.#cpuUs.map(Math.round),
       perSecond: median(this.#perSecond),
       decisionMsP50: median(this.#decisionMs),

@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { credentials, type ClientDuplexStream } from "@grpc/grpc-js";
-import { stepModels } from "../../services/shared/core/step-model.ts";
+import { stepModels, type StepModel } from "../../services/shared/core/step-model.ts";
 import { createChannelOptions } from "../../services/shared/edge/grpc-client.ts";
 import { hashSeedFingerprint, joinProof, type MeshKeys } from "../../services/shared/edge/keys.ts";
 import {
@@ -19,6 +19,12 @@ import { benchModel } from "./chat-prompts.ts";
 import { repositoryRoot } from "./figures.ts";
 
 type Message = NonNullable<JoinRequest["message"]>;
+
+/**
+ * So many times as fast as an H100 are the engines that members speak for: as fast as the records tell and fast enough that
+ * eight can serve what a generator sends. A fleet without room would have the router search it and let requests wait.
+ */
+const engineSpeed = 100;
 
 const loadIntervalMsDefault = 500;
 /** Load reports leave in groups this far apart, spread over the interval as those of independent workers are, ms. */
@@ -38,6 +44,22 @@ export function readChatTemplate(): string {
 
 /** Texts of the special tokens in that folder's configuration. */
 export const modelTokens = { bos: "", eos: "<|im_end|>" } as const;
+
+function fasterBy(factor: number, steps: StepModel | undefined): StepModel | undefined {
+  if (steps === undefined) return undefined;
+  const { c0, c1, c2, d0, d1, d2 } = steps;
+  return {
+    c0: c0 / factor,
+    c1: c1 / factor,
+    c2: c2 / factor,
+    d0: d0 / factor,
+    d1: d1 / factor,
+    d2: d2 / factor,
+  };
+}
+
+/** How fast the engines are that members speak for. */
+export const engineSteps = fasterBy(engineSpeed, stepModels["h100_sxm/llama-3.1-8b/tp1"]);
 
 /** One member without an engine: joins as a worker does and says what it is told to. */
 class ScriptedMember {
@@ -89,15 +111,17 @@ class ScriptedMember {
     });
   }
 
-  /** Blocks that the router has been told of and does not hold yet here become a delta. */
-  storeNew(hashes: Uint32Array): void {
+  /** Blocks of these prompts that its engine has not yet become one delta, as those of an engine's step do. */
+  storeNew(prompts: readonly Uint32Array[]): void {
     const fresh: number[] = [];
-    for (let i = 0; i < hashes.length; i += 2) {
-      const lo = hashes[i] as number;
-      const hi = hashes[i + 1] as number;
-      if (this.#held.get(lo, hi) !== -1) continue;
-      this.#held.set(lo, hi, 1);
-      fresh.push(lo, hi);
+    for (const hashes of prompts) {
+      for (let i = 0; i < hashes.length; i += 2) {
+        const lo = hashes[i] as number;
+        const hi = hashes[i + 1] as number;
+        if (this.#held.get(lo, hi) !== -1) continue;
+        this.#held.set(lo, hi, 1);
+        fresh.push(lo, hi);
+      }
     }
     if (fresh.length > 0) this.delta(Buffer.from(Uint32Array.from(fresh).buffer), Buffer.alloc(0));
   }
@@ -153,7 +177,7 @@ class ScriptedMember {
     if (key === undefined) throw new Error("the keys file holds no join key");
     const [tokenizerSha256 = "", chatTemplateSha256 = ""] = this.#files.keys();
     const epoch = { workerStartMs: 1n, engineLife: 1n };
-    const steps = stepModels["h100_sxm/llama-3.1-8b/tp1"];
+    const steps = engineSteps;
     this.#send({
       $case: "hello",
       value: {
@@ -305,6 +329,14 @@ export class ScriptedMembers {
     const member = this.#members.get(id.replace(/\/0$/, ""));
     if (member === undefined) throw new Error(`no member ${id}`);
     return member;
+  }
+
+  /** The members' engines have computed these prompts in one step of each. */
+  storeNew(prompts: readonly { readonly worker: string; readonly hashes: Uint32Array }[]): void {
+    const byWorker = Map.groupBy(prompts, ({ worker }) => worker);
+    for (const [worker, list] of byWorker) {
+      this.get(worker).storeNew(list.map(({ hashes }) => hashes));
+    }
   }
 
   /** The ids, in order. */
