@@ -167,6 +167,9 @@ function randomBatch(random: SeededRandom): Uint8Array {
   return encode(envelope, { useBigInt64: true });
 }
 
+/** A campaign of any length, on a machine that is busy. */
+const timeout = seconds * 2_000 + 60_000;
+
 describe("batches of KV events", () => {
   test("recorded ones are read as the generic library reads them", () => {
     expect(recorded.length).toBeGreaterThan(100);
@@ -177,47 +180,56 @@ describe("batches of KV events", () => {
     }
   });
 
-  test("made at random are read as the generic library reads them, at any place of a buffer", () => {
-    const cases = forSeconds((random) => {
-      const payload = randomBatch(random);
-      const before = random.int(9);
-      const buffer = new Uint8Array(before + payload.length + 3).fill(0xc1);
-      buffer.set(payload, before);
-      const result = decodeKvEventBatch(buffer.subarray(before, before + payload.length));
-      if (!result.ok) throw new Error(`${result.failure.code} at ${String(result.failure.offset)}`);
-      expectSame(result.batch, generic(payload));
-    });
-    expect(cases).toBeGreaterThan(100);
-  });
+  test(
+    "made at random are read as the generic library reads them, at any place of a buffer",
+    { timeout },
+    () => {
+      const cases = forSeconds((random) => {
+        const payload = randomBatch(random);
+        const before = random.int(9);
+        const buffer = new Uint8Array(before + payload.length + 3).fill(0xc1);
+        buffer.set(payload, before);
+        const result = decodeKvEventBatch(buffer.subarray(before, before + payload.length));
+        if (!result.ok)
+          throw new Error(`${result.failure.code} at ${String(result.failure.offset)}`);
+        expectSame(result.batch, generic(payload));
+      });
+      expect(cases).toBeGreaterThan(100);
+    },
+  );
 
-  test("damaged at random are refused or read as the generic library reads them, never more", () => {
-    let read = 0;
-    const cases = forSeconds((random) => {
-      const source =
-        random.int(2) === 0 ? randomBatch(random) : recorded[random.int(recorded.length)];
-      let payload = new Uint8Array(source ?? []);
-      for (let changes = 1 + random.int(3); changes > 0; changes--) {
-        const at = random.int(Math.max(1, payload.length));
-        const kind = random.int(4);
-        if (kind === 0) payload = payload.slice(0, at);
-        else if (kind === 1) payload[at] = random.int(256);
-        else if (kind === 2)
-          payload[at] = [0xc1, 0xdd, 0xdf, 0xc6, 0xdb, 0x9f, 0x8f, 0xff][random.int(8)] ?? 0;
-        else payload.copyWithin(at, random.int(Math.max(1, payload.length)));
-      }
-      const result = decodeKvEventBatch(payload);
-      if (!result.ok) {
-        expect(result.failure.offset).toBeLessThanOrEqual(payload.length);
-        return;
-      }
-      // Whatever is accepted is sound MessagePack, and its blocks are those that are written there.
-      const value = generic(payload);
-      if (value === undefined) return;
-      const [, events] = value as [unknown, unknown[]];
-      expect(result.batch.events.length + result.batch.unknownEventCount).toBe(events.length);
-      read++;
-    });
-    expect(cases).toBeGreaterThan(100);
-    expect(read).toBeGreaterThan(0);
-  });
+  test(
+    "damaged at random are refused or read as the generic library reads them, never more",
+    { timeout },
+    () => {
+      let read = 0;
+      const cases = forSeconds((random) => {
+        const source =
+          random.int(2) === 0 ? randomBatch(random) : recorded[random.int(recorded.length)];
+        let payload = new Uint8Array(source ?? []);
+        for (let changes = 1 + random.int(3); changes > 0; changes--) {
+          const at = random.int(Math.max(1, payload.length));
+          const kind = random.int(4);
+          if (kind === 0) payload = payload.slice(0, at);
+          else if (kind === 1) payload[at] = random.int(256);
+          else if (kind === 2)
+            payload[at] = [0xc1, 0xdd, 0xdf, 0xc6, 0xdb, 0x9f, 0x8f, 0xff][random.int(8)] ?? 0;
+          else payload.copyWithin(at, random.int(Math.max(1, payload.length)));
+        }
+        const result = decodeKvEventBatch(payload);
+        if (!result.ok) {
+          expect(result.failure.offset).toBeLessThanOrEqual(payload.length);
+          return;
+        }
+        // Whatever is accepted is sound MessagePack, and its blocks are those that are written there.
+        const value = generic(payload);
+        if (value === undefined) return;
+        const [, events] = value as [unknown, unknown[]];
+        expect(result.batch.events.length + result.batch.unknownEventCount).toBe(events.length);
+        read++;
+      });
+      expect(cases).toBeGreaterThan(100);
+      expect(read).toBeGreaterThan(0);
+    },
+  );
 });
