@@ -66,10 +66,14 @@ beforeEach(async () => {
     [0, 1].map((i) => ScriptedMembers.join({ count: 1, target: control(i), keys })),
   );
   for (const { httpPort } of routers) {
-    await eventually("the routers serve and know each other", async () => {
-      const { status } = await fetch(`http://127.0.0.1:${String(httpPort)}/healthz`);
-      return status === 200 && (await syncedPeers(httpPort)) === 1;
-    });
+    await eventually(
+      "the routers serve and know each other",
+      async () => {
+        const { status } = await fetch(`http://127.0.0.1:${String(httpPort)}/healthz`);
+        return status === 200 && (await syncedPeers(httpPort)) === 1;
+      },
+      30_000,
+    );
   }
 }, 60_000);
 

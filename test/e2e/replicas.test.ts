@@ -29,7 +29,11 @@ beforeAll(async () => {
   mesh = await startMesh({
     routers,
     engines: engineCount,
-    settings: { engine: { speedup, runningMax: placesPerEngine } },
+    settings: {
+      engine: { speedup, runningMax: placesPerEngine },
+      // A machine that stands still for a moment makes requests wait; only what a kill breaks is to fail.
+      router: { admission: { burstMs: 60_000 } },
+    },
   });
 });
 
