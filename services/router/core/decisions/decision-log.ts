@@ -1,5 +1,6 @@
 import { CandidateRows, rowsPerDecision } from "./candidate-rows.ts";
 import type { DecisionRecord } from "./decision-record.ts";
+import { PlaceIndex } from "./place-index.ts";
 
 /**
  * Workers listed in whole decisions, candidates and filtered ones, that are kept. Each is about 1 KB: with a thousand
@@ -14,11 +15,12 @@ const listKept = rowsPerDecision;
  * whole for the newest decisions, as many as fit, and shortened to the first eight for the older ones.
  */
 export class DecisionLog {
-  readonly #byId = new Map<string, DecisionRecord>();
-  readonly #byRequest = new Map<string, DecisionRecord>();
+  readonly #byId: PlaceIndex;
+  readonly #byRequest: PlaceIndex;
   readonly #decisionsMax: number;
   readonly #rows: CandidateRows;
-  /** By place. A map would do, but finding its oldest entry passes over every one that was deleted before. */
+  #size = 0;
+  /** By place. */
   readonly #kept: (DecisionRecord | undefined)[];
   /** Place of the newest decision; places are taken in turn. */
   #lastPlace = 0;
@@ -32,11 +34,13 @@ export class DecisionLog {
     this.#decisionsMax = options.decisionsMax;
     this.#rows = new CandidateRows(options.decisionsMax);
     this.#kept = Array.from({ length: options.decisionsMax }, () => undefined);
+    this.#byId = new PlaceIndex(options.decisionsMax);
+    this.#byRequest = new PlaceIndex(options.decisionsMax);
   }
 
   /** Number kept. */
   get size(): number {
-    return this.#byId.size;
+    return this.#size;
   }
 
   /** The newest decision. */
@@ -46,29 +50,37 @@ export class DecisionLog {
 
   /** Keeps a decision; a request decided twice is found under its newest. */
   add(decision: DecisionRecord): void {
-    this.#byId.set(decision.id, decision);
-    this.#byRequest.set(decision.requestId, decision);
     // The newest is still being looked at; the one before it hardly is.
     this.#last?.pack(this.#rows, this.#lastPlace);
     this.#last = decision;
-    this.#lastPlace = (this.#lastPlace + 1) % this.#decisionsMax;
-    const oldest = this.#kept[this.#lastPlace];
-    this.#kept[this.#lastPlace] = decision;
+    const place = (this.#lastPlace + 1) % this.#decisionsMax;
+    this.#lastPlace = place;
+    const oldest = this.#kept[place];
+    if (oldest === undefined) this.#size++;
+    else {
+      this.#byId.remove(place);
+      this.#byRequest.remove(place);
+    }
+    this.#kept[place] = decision;
+    this.#byId.add(place, decision.id);
+    this.#byRequest.add(place, decision.requestId);
     this.#shortenOlder(decision);
-    if (oldest === undefined) return;
-    this.#byId.delete(oldest.id);
-    if (this.#whole[this.#wholeFrom] === oldest) this.#dropOldestWhole();
-    if (this.#byRequest.get(oldest.requestId) === oldest) this.#byRequest.delete(oldest.requestId);
+    if (oldest !== undefined && this.#whole[this.#wholeFrom] === oldest) this.#dropOldestWhole();
   }
 
   /** By decision id. */
   byId(id: string): DecisionRecord | undefined {
-    return this.#byId.get(id);
+    const place = this.#byId.find(id, (one) => this.#kept[one]?.id === id);
+    return place < 0 ? undefined : this.#kept[place];
   }
 
   /** By request id. */
   byRequest(requestId: string): DecisionRecord | undefined {
-    return this.#byRequest.get(requestId);
+    const place = this.#byRequest.find(
+      requestId,
+      (one) => this.#kept[one]?.requestId === requestId,
+    );
+    return place < 0 ? undefined : this.#kept[place];
   }
 
   #shortenOlder(newest: DecisionRecord): void {

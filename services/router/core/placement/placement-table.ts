@@ -133,7 +133,7 @@ export class PlacementTable {
     }
     worker.host = endpoint.slice(0, endpoint.lastIndexOf(":"));
     worker.suspect = member.suspect;
-    worker.contextTokensMax = facts?.contextTokensMax ?? 0;
+    this.#setContext(worker, facts?.contextTokensMax ?? 0);
     const { values } = this.columns;
     const at = worker.row * rowLength;
     const limit = worker.contextTokensMax;
@@ -167,12 +167,17 @@ export class PlacementTable {
     return this.#pools.get(pool)?.readyCount ?? 0;
   }
 
-  /** Longest context that a worker of the pool takes, tokens; 0 when none is known. O(workers). */
+  /** Longest context that a worker of the pool takes, tokens; 0 when none is known. O(workers) after a change. */
   contextMax(pool: string): number {
-    let max = 0;
     const rows = this.#pools.get(pool);
-    for (let i = 0; i < (rows?.count ?? 0); i++) {
-      max = Math.max(max, this.worker(rows?.rows[i] as number).contextTokensMax);
+    if (rows === undefined) return 0;
+    let max = rows.contextMax;
+    if (max === undefined) {
+      max = 0;
+      for (let i = 0; i < rows.count; i++) {
+        max = Math.max(max, this.worker(rows.rows[i] as number).contextTokensMax);
+      }
+      rows.contextMax = max;
     }
     return max;
   }
@@ -224,6 +229,13 @@ export class PlacementTable {
     const { filtered, filteredCounts, filteredLeftOut } = list.take();
     const outputTokensMean = sum / seen;
     return { rows, count, outputTokensMean, filtered, filteredCounts, filteredLeftOut };
+  }
+
+  #setContext(worker: TableWorker, tokensMax: number): void {
+    if (worker.contextTokensMax === tokensMax) return;
+    worker.contextTokensMax = tokensMax;
+    const pool = this.#pools.get(worker.pool);
+    if (pool !== undefined) pool.contextMax = undefined;
   }
 
   #setReady(worker: TableWorker, ready: boolean): void {

@@ -5,6 +5,8 @@ export class PoolRows {
   rows = new Int32Array(16);
   /** How many of the workers are ready; kept by who enters them. */
   readyCount = 0;
+  /** Longest context that one of the workers takes, tokens; `undefined` until it is asked for after a change. */
+  contextMax: number | undefined;
   readonly #ids: WorkerId[] = [];
 
   /** Number of workers. */
@@ -24,6 +26,7 @@ export class PoolRows {
     this.rows.copyWithin(at + 1, at, count);
     this.rows[at] = row;
     this.#ids.splice(at, 0, id);
+    this.contextMax = undefined;
   }
 
   /** Takes a worker out that is in it. O(count). */
@@ -31,6 +34,7 @@ export class PoolRows {
     const at = this.#position(id);
     this.rows.copyWithin(at, at + 1, this.count);
     this.#ids.splice(at, 1);
+    this.contextMax = undefined;
   }
 
   /** Where the id is or belongs. */

@@ -1,3 +1,4 @@
+import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { DeferringTokenizer, TokensAwaited } from "./deferring-tokenizer.ts";
 import { encodingCost } from "./encoding-cost.ts";
@@ -76,6 +77,23 @@ describe("encodingCost", () => {
     ["letters beyond ASCII", "é".repeat(1_000), 16_000],
   ])("counts %s", (_, text, cost) => {
     expect(encodingCost(text, 15_999)).toBe(cost);
+  });
+
+  test("counts each long word of any text, wherever it stands", () => {
+    const part = fc.tuple(
+      fc.constantFrom("a", "7", " ", ".", "é"),
+      fc.integer({ min: 1, max: 140 }),
+    );
+    fc.assert(
+      fc.property(fc.array(part, { maxLength: 40 }), (parts) => {
+        const text = parts.map(([sign, count]) => sign.repeat(count)).join("");
+        const found = text.match(/[a-zé]+|7+| +|\.+/g) ?? [];
+        const long = found.filter((word) => word.length > 64).join("").length;
+        // Nothing is looked at where all of it may be one word.
+        const costMax = Math.max(0, 16 * text.length - 1);
+        expect(encodingCost(text, costMax)).toBe(text.length + 15 * long);
+      }),
+    );
   });
 
   test("is the same for bytes", () => {

@@ -23,19 +23,45 @@ export function encodingCost(text: string | Uint8Array, costMax: number): number
   if (length > costMax) return length;
   // Even if it were one word.
   if (longWordWeight * length <= costMax) return length;
-  const isString = typeof text === "string";
-  let cost = 0;
-  let from = 0;
-  let kind = -1;
-  for (let i = 0; i <= length; i++) {
-    const c = i === length ? -1 : isString ? text.charCodeAt(i) : (text[i] as number);
-    const next = c < 0 ? -1 : c < 128 ? (kinds[c] as number) : 0;
-    if (next === kind) continue;
-    const size = i - from;
-    cost += size > shortWordSizeMax ? longWordWeight * size : size;
-    if (cost > costMax) return cost;
-    from = i;
-    kind = next;
+  return (
+    length +
+    (longWordWeight - 1) * longWordsSize(text, Math.ceil((costMax - length) / (longWordWeight - 1)))
+  );
+}
+
+/**
+ * How much of a text lies in words longer than `shortWordSizeMax`; counted no further than beyond `sizeMax`. Such a word holds
+ * two neighbours of every fourth part of that size, so that only where these are of one kind is there anything to look at.
+ */
+function longWordsSize(text: string | Uint8Array, sizeMax: number): number {
+  const { length } = text;
+  const stride = shortWordSizeMax >> 1;
+  let size = 0;
+  for (let at = stride; at < length;) {
+    const kind = kindAt(text, at);
+    if (kindAt(text, at - stride) !== kind) {
+      at += stride;
+      continue;
+    }
+    let from = at;
+    while (from > at - stride && kindAt(text, from - 1) === kind) from--;
+    if (from > at - stride) {
+      at += stride;
+      continue;
+    }
+    while (from > 0 && kindAt(text, from - 1) === kind) from--;
+    let to = at + 1;
+    while (to < length && kindAt(text, to) === kind) to++;
+    if (to - from > shortWordSizeMax) {
+      size += to - from;
+      if (size > sizeMax) return size;
+    }
+    at = to + stride;
   }
-  return cost;
+  return size;
+}
+
+function kindAt(text: string | Uint8Array, at: number): number {
+  const c = typeof text === "string" ? text.charCodeAt(at) : (text[at] as number);
+  return c < 128 ? (kinds[c] as number) : 0;
 }
