@@ -95,7 +95,7 @@ const expected: Readonly<
     [10, "router.qeue", 'unknown key "qeue"', "known: ", "hotPort", "got 1"],
   ],
   relay: [
-    [33, "relay.h2Port", "65535", "-1"],
+    [33, "relay.h2Port", "at least 0", "-1"],
     [35, "relay.engines.allowedCidrs.0", "10.0.0.0/8", "everywhere"],
     [36, "relay.deadlnes", 'unknown key "deadlnes"; did you mean "deadlines"?'],
   ],
