@@ -1,15 +1,9 @@
 import { monoMs, type MonoMs } from "../../../shared/core/ids.ts";
 
-/**
- * A request counts in an engine's gauges this long after its decision, when nothing stalls, ms. One that takes longer makes the
- * number believed one too large until the next report; a longer time hides lost ends behind each request that has just come.
- */
-export const dispatchLagMsMax = 30;
-/**
- * The record of an end is heard this long after the end: 20 ms in Envoy's buffer, the rest on the way, ms. With a longer time
- * more ends that came after a report are taken for what it had shown, and a lost one stays unknown for one report more.
- */
-const recordLagMsMax = 30;
+/** A request counts in an engine's gauges this long after its decision at the latest, when nothing stalls, ms. */
+export const dispatchLagMsMax = 50;
+/** The record of an end is heard this long after the end at the latest: 20 ms in Envoy's buffer, the rest on the way, ms. */
+const recordLagMsMax = 50;
 /**
  * What reports show all this time is closed. Longer than the longest step, during which gauges stand still while
  * requests arrive.

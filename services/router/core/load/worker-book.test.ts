@@ -137,10 +137,10 @@ describe("WorkerBook", () => {
 
     test("a request that may still be on its way is not one of them, nor one placed since", () => {
       const book = bookOf([0]);
-      book.reconcile(report(30, 0));
-      expect(open(book, 30)).toBe(1);
-      book.open(reservation("later", at(35)), 100);
-      book.reconcile(report(31, 0));
+      book.reconcile(report(50, 0));
+      expect(open(book, 50)).toBe(1);
+      book.open(reservation("later", at(55)), 100);
+      book.reconcile(report(51, 0));
       expect(open(book, 55)).toBe(1);
     });
 
