@@ -281,7 +281,7 @@ describe("a mesh on virtual time", () => {
     const share = (errors: readonly number[], above: number) =>
       errors.filter((error) => error > above).length / errors.length;
     expect([whole.at(-1), lossy.at(-1)].every((error = 0) => error <= 2)).toBe(true);
-    // A lost end is unknown until the next report.
+    // A lost end is unknown until a report or two have shown it.
     expect(share(lossy, 0)).toBeLessThan(0.07);
     expect(share(lossy, 1)).toBeLessThan(0.005);
     expect(share(whole, 0)).toBeLessThan(0.02);
