@@ -52,13 +52,18 @@ test("the first lane is shown as it goes, the others after it, what failed last"
     },
     {
       nice: 0,
-      steps: [shell("bad", "echo wrong >&2; exit 3"), shell("good", "echo right; touch done")],
+      steps: [
+        shell("bad", "echo wrong >&2; exit 3"),
+        shell("good", "echo right"),
+        shell("last", "touch done"),
+      ],
     },
   ]);
   expect(text).toBe("one\ntwo\nright\nwrong\n\nbad failed: it ended with code 3\n");
   expect(ends.map(({ failure }) => failure)).toEqual([
     undefined,
     "it ended with code 3",
+    undefined,
     undefined,
   ]);
 });
