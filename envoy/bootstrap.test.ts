@@ -111,7 +111,6 @@ describe("buildBootstrap", () => {
       route: {
         cluster: "relays",
         timeout: "0s",
-        max_stream_duration: { grpc_timeout_header_max: "0s" },
       },
     });
     expect(routesOf("public", [])).toEqual([]);

@@ -87,8 +87,9 @@ function relayRoute(options: EnvoyOptions, path: Config): Config {
 }
 
 /**
- * A gRPC service of the relays: whichever relay has least to do takes the call, and asks a router itself. The caller's deadline is
- * Envoy's, and goes on to the relay. A call that reached a relay is the relay's and the caller's to try again.
+ * A gRPC service of the relays: whichever relay has least to do takes the call, and asks a router itself. The caller's
+ * deadline goes on to the relay, which ends the call by name; Envoy would cut it off a moment earlier, for which gRPC's word
+ * is INTERNAL. A call that reached a relay is the relay's and the caller's to try again.
  */
 function relayServiceRoute(options: EnvoyOptions, path: string): Config {
   return {
@@ -98,8 +99,7 @@ function relayServiceRoute(options: EnvoyOptions, path: string): Config {
     request_headers_to_remove: hiddenFromRelays,
     route: {
       cluster: relaysCluster,
-      timeout: "0s", // an answer may be long; the caller's deadline and streamIdleMs bound it
-      max_stream_duration: { grpc_timeout_header_max: "0s" },
+      timeout: "0s", // an answer may be long; the relay keeps the caller's deadline, and streamIdleMs bounds it
       retry_policy: retryPolicy("connect-failure,refused-stream", options),
     },
   };
