@@ -1,27 +1,12 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { reservedFields } from "../services/shared/core/reserved-fields.ts";
 import { duration, extension, type Config } from "./extension.ts";
 import { guardFilter } from "./filter-names.ts";
 import type { BodyMode, EnvoyOptions } from "./options.ts";
 
 /** Static cluster of the routers' hot ports. */
 export const routerCluster = "router";
-
-/** Body fields that only a router or relay may set: from a client they crash engines or break tenant isolation. */
-const reservedFields: readonly string[] = [
-  "kv_transfer_params",
-  "ec_transfer_params",
-  "disaggregated_params",
-  "bootstrap_host",
-  "bootstrap_port",
-  "bootstrap_room",
-  "cache_salt",
-  "cache_salt_id",
-  "vllm_xargs",
-  "routed_dp_rank",
-  "disagg_prefill_dp_rank",
-  "data_parallel_rank",
-];
 
 /** Paths that the default pool serves without a router. Engines have many more, some of them administrative. */
 const unplacedPaths: readonly string[] = [
@@ -83,7 +68,7 @@ export function guardSettings(options: EnvoyOptions): Config {
     open: options.defaultPool.failOpen && options.defaultPool.models.length > 0,
     models: options.defaultPool.models,
     paths: unplacedPaths,
-    reserved: reservedFields,
+    reserved: [...reservedFields],
     body_bytes_max: options.limits.guardBodyBytesMax,
   };
 }

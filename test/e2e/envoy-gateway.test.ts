@@ -3,6 +3,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { defaultLimits, defaultTimeouts } from "../../envoy/options.ts";
 import type { HTTPAccessLogEntry } from "../../services/shared/gen/envoy/data/accesslog/v3/accesslog.ts";
+import { reservedFields } from "../../services/shared/core/reserved-fields.ts";
 import { startGateway, type Answer, type Gateway } from "../support/gateway.ts";
 import type { Verdict } from "../support/scripted-router.ts";
 
@@ -311,7 +312,7 @@ describe("a gateway whose router does not place", () => {
       ['[{"model":"m/1"}]', 503],
       ["model=m/1", 503],
       ['{"model":"m/1","kv_transfer_params":{}}', 400],
-      ['{"cache_salt":"x","model":"m/1"}', 400],
+      ...[...reservedFields].map((field) => [`{"${field}":"x","model":"m/1"}`, 400] as const),
     ])("never lets an engine see %s", async (body, status) => {
       const before = gateway.own.seen.length + gateway.other.seen.length;
       const answer = await gateway.send("public", { body });

@@ -8,7 +8,7 @@ import {
   type RelayPeer,
 } from "../../shared/gen/kvmesh/relay/v1/relay.ts";
 import type { LegRole } from "../../shared/core/placement-token/placement.ts";
-import type { LegOutcome } from "../core/request/leg-outcome.ts";
+import type { LegOutcome } from "../../shared/core/leg-outcome.ts";
 import type { AttachInput, AttachOutput } from "../core/topology/attach-stream.ts";
 import type { NumberedNotice } from "../core/topology/leg-notices.ts";
 import type { LiveEngine, LiveRelay } from "../core/topology/live-topology.ts";

@@ -1,7 +1,7 @@
 import type { IncomingHttpHeaders } from "node:http";
 import type { Dispatcher } from "undici";
 import { isReturned, type HeaderField } from "../core/request/forwarded-headers.ts";
-import type { LegOutcome } from "../core/request/leg-outcome.ts";
+import type { LegOutcome } from "../../shared/core/leg-outcome.ts";
 
 /** What a leg tells its exchange; nothing after `onEnd`, `onFailure` or `abort`. */
 export interface LegListener {

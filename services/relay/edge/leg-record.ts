@@ -1,6 +1,7 @@
 import type { IncomingHttpHeaders } from "node:http";
 import type { PlacementLeg, Placement } from "../../shared/core/placement-token/placement.ts";
-import type { LegOutcome, LegSlot } from "../core/request/leg-outcome.ts";
+import type { LegOutcome } from "../../shared/core/leg-outcome.ts";
+import type { LegSlot } from "../core/request/leg-outcome.ts";
 import { noUsage, type TailUsage } from "../core/request/tail-usage.ts";
 import type { LegNotice } from "../core/topology/leg-notices.ts";
 import type { LegCall } from "./leg-call.ts";

@@ -5,7 +5,8 @@ import type {
   RelayHello,
 } from "../../shared/gen/kvmesh/relay/v1/relay.ts";
 import type { Member } from "../core/membership/member.ts";
-import { legOutcomes, type LegNotice } from "../core/relays/leg-notice.ts";
+import { legOutcomes } from "../../shared/core/leg-outcome.ts";
+import type { LegNotice } from "../core/relays/leg-notice.ts";
 import type { Relay, RelayFacts } from "../core/relays/relay-roster.ts";
 import type {
   ToldEngine,

@@ -1,19 +1,7 @@
 // The relay's part of the trace catalogue: attributes and spans of requests that pass a relay, and the hops of KV that
 // engines write below them. `trace-catalogue.ts` puts the parts together and checks their form.
 
-/** What became of a leg; the values of `kvmesh.leg.outcome`. */
-const legOutcomes = [
-  "done",
-  "lost",
-  "engine_error",
-  "timeout",
-  "frozen",
-  "cancelled",
-  "not_started",
-  "no_handoff",
-  "stale",
-  "drained",
-] as const;
+import { legOutcomes } from "./leg-outcome.ts";
 
 /** Attributes that only spans of relays, and hops of KV, have. */
 export const relayAttributeSpecs = {

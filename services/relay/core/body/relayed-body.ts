@@ -1,6 +1,6 @@
 import { MeshError } from "../../../shared/core/errors.ts";
 import type { JsonScanner } from "../../../shared/core/json-scan/json-scanner.ts";
-import { reservedFields, saltField } from "./reserved-fields.ts";
+import { reservedFields, saltField } from "../../../shared/core/reserved-fields.ts";
 import { scanDocument, type ScannedObject } from "./scanned-object.ts";
 
 /** Kinds of requests that a relay carries. */

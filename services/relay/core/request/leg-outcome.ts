@@ -1,20 +1,3 @@
-/** What became of a leg. Routers learn from it, and metrics count it. */
-export const legOutcomes = [
-  "done",
-  "lost",
-  "engine_error",
-  "timeout",
-  "frozen",
-  "cancelled",
-  "not_started",
-  "no_handoff",
-  "stale",
-  "drained",
-] as const;
-
-/** One of `legOutcomes`. */
-export type LegOutcome = (typeof legOutcomes)[number];
-
 /** The two legs that a request may have open: the one that prefills for another, and the one whose answer passes. */
 export type LegSlot = "prefill" | "answer";
 

@@ -1,7 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import type { PrefillReading } from "../engines/engine-adapter.ts";
-import { legOutcomes, type LegSlot } from "./leg-outcome.ts";
+import { legOutcomes } from "../../../shared/core/leg-outcome.ts";
+import type { LegSlot } from "./leg-outcome.ts";
 import { RequestRun, type RunEffect, type RunEvent, type RunPlan } from "./request-run.ts";
 
 const body = (text: string): Uint8Array => new TextEncoder().encode(text);

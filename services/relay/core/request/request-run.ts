@@ -1,6 +1,7 @@
 import type { MeshErrorCode } from "../../../shared/core/errors.ts";
 import type { PairStart, PrefillReading } from "../engines/engine-adapter.ts";
-import type { LegOutcome, LegSlot, LocalPrefillReason, RequestOutcome } from "./leg-outcome.ts";
+import type { LegOutcome } from "../../../shared/core/leg-outcome.ts";
+import type { LegSlot, LocalPrefillReason, RequestOutcome } from "./leg-outcome.ts";
 
 /** A placement as a run needs it: the bodies, and what the engines can do. */
 export type RunPlan =

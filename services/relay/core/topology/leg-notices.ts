@@ -1,5 +1,5 @@
 import type { LegRole } from "../../../shared/core/placement-token/placement.ts";
-import type { LegOutcome } from "../request/leg-outcome.ts";
+import type { LegOutcome } from "../../../shared/core/leg-outcome.ts";
 
 /** What happened to a leg, as the router that placed it hears it. Times are ms; counts are -1 where nobody said. */
 export interface LegNotice {

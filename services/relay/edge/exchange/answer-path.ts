@@ -1,7 +1,7 @@
 import { isEngineFailure, isErrorEvent } from "../../core/request/answer-start.ts";
 import type { UnguardedReason } from "../../core/guard/guard-policy.ts";
 import type { ResumedFrom } from "../../core/guard/guarded-stream.ts";
-import type { LegOutcome } from "../../core/request/leg-outcome.ts";
+import type { LegOutcome } from "../../../shared/core/leg-outcome.ts";
 import type { RequestRun, RunEvent } from "../../core/request/request-run.ts";
 import { readTailUsage } from "../../core/request/tail-usage.ts";
 import { returnedFields } from "../leg-call.ts";

@@ -1,5 +1,5 @@
 import type { HandoffBook } from "../../core/request/handoff-book.ts";
-import type { LegOutcome } from "../../core/request/leg-outcome.ts";
+import type { LegOutcome } from "../../../shared/core/leg-outcome.ts";
 
 /** The room that one request's hand-off takes at its prefill engine. */
 export class HandoffRoom {

@@ -1,6 +1,7 @@
 import { toMeshError } from "../../../shared/edge/wire.ts";
 import { isForwarded, type HeaderField } from "../../core/request/forwarded-headers.ts";
-import type { LegOutcome, LegSlot, LocalPrefillReason } from "../../core/request/leg-outcome.ts";
+import type { LegOutcome } from "../../../shared/core/leg-outcome.ts";
+import type { LegSlot, LocalPrefillReason } from "../../core/request/leg-outcome.ts";
 import { LegCall } from "../leg-call.ts";
 import { LegRecord } from "../leg-record.ts";
 import { HandoffRoom } from "./handoff-room.ts";

@@ -8,7 +8,8 @@ import {
   type TraceContext,
 } from "../../../shared/edge/tracing.ts";
 import type { HeaderField } from "../../core/request/forwarded-headers.ts";
-import type { LegOutcome, RequestOutcome } from "../../core/request/leg-outcome.ts";
+import type { LegOutcome } from "../../../shared/core/leg-outcome.ts";
+import type { RequestOutcome } from "../../core/request/leg-outcome.ts";
 import { worthKeeping } from "../../core/trace/keep-rule.ts";
 import type { TtftParts } from "../../core/trace/ttft-timeline.ts";
 import type { ClientRequest } from "../client-exchange.ts";

@@ -18,7 +18,7 @@ import {
   type GuardVerdict,
   type ResumedFrom,
 } from "../../core/guard/guarded-stream.ts";
-import type { LegOutcome } from "../../core/request/leg-outcome.ts";
+import type { LegOutcome } from "../../../shared/core/leg-outcome.ts";
 import type { PlannedRun } from "../../core/request/plan-run.ts";
 import type { StreamMirror } from "../mirror-links.ts";
 import type { RelayParts } from "../relay-parts.ts";

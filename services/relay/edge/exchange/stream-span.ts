@@ -2,7 +2,7 @@ import { attributes } from "../../../shared/core/trace-catalogue.ts";
 import { streamEventAttributes, streamEvents } from "../../../shared/core/trace-catalogue-relay.ts";
 import type { Clock } from "../../../shared/core/clock.ts";
 import type { MeshSpan } from "../../../shared/edge/tracing.ts";
-import type { LegOutcome } from "../../core/request/leg-outcome.ts";
+import type { LegOutcome } from "../../../shared/core/leg-outcome.ts";
 import type { TailUsage } from "../../core/request/tail-usage.ts";
 import { StreamGaps, type StallSide } from "../../core/trace/stream-gaps.ts";
 

@@ -1,7 +1,7 @@
 import { JsonScanner } from "../../../shared/core/json-scan/json-scanner.ts";
 import { NameTable } from "../../../shared/core/json-scan/name-table.ts";
 import { notScanned } from "../../../shared/core/json-scan/text-scanner.ts";
-import { reservedFields } from "./reserved-fields.ts";
+import { reservedFields } from "../../../shared/core/reserved-fields.ts";
 import type { ScannedMessage, ScannedText, ScannedValue } from "./scanned-body.ts";
 
 /** Fields whose value is taken as it is; all are small. */

@@ -3,7 +3,7 @@ import { describe, expect, test } from "vitest";
 
 import { MeshError } from "../../../shared/core/errors.ts";
 import { readOpenAiRequest } from "./openai-request.ts";
-import { reservedFields } from "./reserved-fields.ts";
+import { reservedFields } from "../../../shared/core/reserved-fields.ts";
 
 const chatPath = "/v1/chat/completions";
 const completionsPath = "/v1/completions";

@@ -12,7 +12,7 @@ import {
   type Body,
 } from "./body-fields.ts";
 import { readEmbeddingsInput } from "./embeddings-input.ts";
-import { reservedFields } from "./reserved-fields.ts";
+import { reservedFields } from "../../../shared/core/reserved-fields.ts";
 import type { OpenAiPrompt } from "./openai-prompt.ts";
 import { readResponsesInput } from "./responses-input.ts";
 import type { ChatPrompt } from "./scanned-body.ts";

@@ -1,6 +1,6 @@
 import { MeshError } from "../../../shared/core/errors.ts";
 import { readOpenAiRequest, type OpenAiRequest } from "./openai-request.ts";
-import { reservedFields } from "./reserved-fields.ts";
+import { reservedFields } from "../../../shared/core/reserved-fields.ts";
 
 /** A field of the outermost object, as far as its text is there. */
 interface VisibleField {

@@ -1,21 +1,5 @@
+import type { LegOutcome } from "../../../shared/core/leg-outcome.ts";
 import type { LegRole } from "../../../shared/core/placement-token/placement.ts";
-
-/** What became of a leg, as relays say it. */
-export const legOutcomes = [
-  "done",
-  "lost",
-  "engine_error",
-  "timeout",
-  "frozen",
-  "cancelled",
-  "not_started",
-  "no_handoff",
-  "stale",
-  "drained",
-] as const;
-
-/** One of `legOutcomes`. */
-export type LegOutcome = (typeof legOutcomes)[number];
 
 /** What a relay tells of a leg. Times are ms; counts are −1 where nobody said. */
 export interface LegNotice {
