@@ -298,7 +298,7 @@ describe("a gateway whose router does not place", () => {
       expect(gateway.own.seen.at(-1)?.body.toString()).toBe(body);
     });
 
-    test.each([
+    test.each<readonly [string, number]>([
       ['{"model":"m/2"}', 503],
       ['{"model":"m/1","model":"m/2"}', 503],
       ['{"model":"m/2","model":"m/1"}', 503],
