@@ -82,6 +82,8 @@ export const RelayConfig = z.strictObject({
       slowReaderMs: milliseconds.default(120_000),
       /** A whole request. */
       requestMs: milliseconds.default(3_600_000),
+      /** The first tokens of a guarded stream wait so long for its buddy to confirm it; then they go out without a name. */
+      mirrorMs: milliseconds.default(200),
       /** Asking a router for another engine. */
       placeMs: milliseconds.default(2_000),
     })

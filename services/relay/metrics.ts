@@ -104,6 +104,12 @@ export const relayMetrics = {
     help: "Tokens handed on in guarded streams.",
     labels: [],
   },
+  unnamed: {
+    name: "kvmesh_relay_unnamed_starts_total",
+    kind: "counter",
+    help: "Guarded streams whose first tokens went out without a name, since no buddy had confirmed them in time.",
+    labels: [],
+  },
   migrations: {
     name: "kvmesh_relay_migrations_total",
     kind: "counter",

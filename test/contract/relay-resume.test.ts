@@ -27,13 +27,15 @@ interface Mesh {
   readonly other: { readonly child: ChildProcess; readonly httpPort: number };
 }
 
-async function start(): Promise<Mesh> {
+async function start(settings: Record<string, unknown> = {}): Promise<Mesh> {
   const router = new ScriptedRouter();
   await router.start();
   const engine = await startScriptedEngine();
   const list = [`127.0.0.1:${String(router.port)}`];
-  const relay = await startTestRelay({ settings: { instance: "relay-a", routers: { list } } });
-  const settings = {
+  const relay = await startTestRelay({
+    settings: { instance: "relay-a", routers: { list }, ...settings },
+  });
+  const ofOther = {
     instance: "relay-b",
     logLevel: "warn",
     keysFile: relay.keysFile,
@@ -46,7 +48,7 @@ async function start(): Promise<Mesh> {
     process.execPath,
     [
       join(import.meta.dirname, "../../services/relay/main.ts"),
-      ...Object.entries(settings).flatMap(([name, value]) => ["--set", `${name}=${String(value)}`]),
+      ...Object.entries(ofOther).flatMap(([name, value]) => ["--set", `${name}=${String(value)}`]),
     ],
     { stdio: ["ignore", "inherit", "inherit", "ipc"] },
   );
@@ -198,5 +200,48 @@ describe("resume", () => {
     expect((await send(named)).status).toBe(409);
     expect(mesh.engine.seen.length).toBe(requests);
     expect(await mesh.relay.metrics()).toContain('kvmesh_relay_resumes_total{outcome="lost"}');
+  }, 40_000);
+
+  test("the first tokens wait for the buddy's word, and every one that goes out has a name", async () => {
+    const mesh = await start({ deadlines: { mirrorMs: 20_000 } });
+    const send = (onText?: (text: string) => void): ReturnType<typeof post> =>
+      post(mesh.relay.relay.httpPort, "/v1/completions", body, headers(mesh), onText);
+    const isNamed = async (): Promise<boolean> => readStream((await send()).text).ids.length > 0;
+    await expect.poll(isNamed, { timeout: 15_000 }).toBe(true);
+    mesh.engine.faults = { tokenMs: 20 };
+    mesh.other.child.kill("SIGSTOP");
+    let got = "";
+    const answer = send((text) => {
+      got = text;
+    });
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    expect(got).not.toContain("data:");
+    mesh.other.child.kill("SIGCONT");
+    const { text } = await answer;
+    expect(readStream(text)).toMatchObject({ text: expected, done: true });
+    // The name comes in front of the first token, and none is ever taken back.
+    expect(text.indexOf("id: ")).toBeGreaterThanOrEqual(0);
+    expect(text.indexOf("id: ")).toBeLessThan(text.indexOf('"text"'));
+    expect(text).not.toContain("id: \n");
+  }, 40_000);
+
+  test("a buddy that says nothing in time costs the first tokens their names, and is counted", async () => {
+    const mesh = await start({ deadlines: { mirrorMs: 100 } });
+    const send = (): ReturnType<typeof post> =>
+      post(mesh.relay.relay.httpPort, "/v1/completions", body, headers(mesh));
+    await expect
+      .poll(async () => readStream((await send()).text).ids.length, { timeout: 15_000 })
+      .toBeGreaterThan(0);
+    const unnamed = async (): Promise<string> =>
+      /unnamed_starts_total (\d+)/.exec(await mesh.relay.metrics())?.[1] ?? "";
+    const before = Number(await unnamed());
+    mesh.engine.faults = { tokenMs: 5 };
+    mesh.other.child.kill("SIGSTOP");
+    const { text } = await send();
+    mesh.other.child.kill("SIGCONT");
+    const stream = readStream(text);
+    expect(stream).toMatchObject({ text: expected, done: true });
+    expect(stream.ids.filter((id) => id !== "")).toEqual([]);
+    expect(Number(await unnamed())).toBe(before + 1);
   }, 40_000);
 });

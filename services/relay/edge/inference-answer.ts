@@ -174,7 +174,8 @@ export class InferenceAnswer implements ClientAnswer {
     switch (event.kind) {
       case "tokens": {
         const count = event.ids.length === 0 ? 1 : event.ids.length;
-        if (event.resumeToken !== "") this.#resumeToken = event.resumeToken;
+        // Tokens without a name take the last one back: who went on from there would get them twice.
+        this.#resumeToken = event.resumeToken;
         this.#send({
           message: {
             $case: "tokens",

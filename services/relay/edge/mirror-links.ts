@@ -57,7 +57,11 @@ export class StreamMirror {
   #sent = 0;
   #acked = 0;
   #hasHead = false;
-  isRefused = false;
+  #isRefused = false;
+  /** Whether the buddy has it: not known yet, until its first word or until that is waited for no longer. */
+  #standing: "opening" | "kept" | "unkept" = "opening";
+  /** Told once when it is no longer open whether the buddy has it. */
+  onSettled: () => void = () => undefined;
 
   constructor(link: MirrorLink, bodySha256: Uint8Array, options: MirrorLinksOptions) {
     this.#link = link;
@@ -72,10 +76,38 @@ export class StreamMirror {
     this.#traceparent = traceparent;
   }
 
-  /** The token of an event; nothing while the buddy is too far behind, or does not keep the stream. */
+  /** Whether the buddy has not said yet that it has the stream. What is named meanwhile must not go out before it does. */
+  get isOpening(): boolean {
+    return this.#standing === "opening";
+  }
+
+  /** Whether the buddy has the stream, so that it can be resumed from its last name. */
+  get isKept(): boolean {
+    return this.#standing === "kept";
+  }
+
+  /** The buddy's first word is waited for no longer; its streams begin elsewhere for a while. */
+  late(): void {
+    this.#link.late();
+    this.#settle("unkept");
+  }
+
+  /** The buddy does not keep it. */
+  refused(): void {
+    this.#isRefused = true;
+    this.#settle("unkept");
+  }
+
+  #settle(standing: "kept" | "unkept"): void {
+    const wasOpening = this.isOpening;
+    this.#standing = standing;
+    if (wasOpening) this.onSettled();
+  }
+
+  /** The token of an event; nothing while the buddy is too far behind, or does not have the stream. */
   nameOf(point: StreamPoint): string | undefined {
     const stream = this.#stream;
-    const isLost = this.isRefused || this.#link.isClosed;
+    const isLost = this.#standing === "unkept" || this.#link.isClosed;
     if (stream === undefined || isLost || point.index - this.#acked > looseIdsMax) {
       return undefined;
     }
@@ -101,7 +133,7 @@ export class StreamMirror {
 
   /** The stream grew. */
   grew(): void {
-    if (!this.isRefused) this.#link.grew(this);
+    if (!this.#isRefused) this.#link.grew(this);
   }
 
   /** The request is over. `complete`: the client has everything, so that nothing need be kept. */
@@ -111,8 +143,16 @@ export class StreamMirror {
     this.#link.ended(this, complete);
   }
 
+  /** The stream cannot be continued after all: the buddy is to forget it at once, so that nobody goes on with it. */
+  givenUp(): void {
+    this.ended(true);
+    this.#link.flush();
+  }
+
   acked(count: number): void {
+    if (this.#isRefused || !this.#hasHead) return;
     this.#acked = Math.max(this.#acked, count);
+    this.#settle("kept");
   }
 
   /** The link broke: everything is sent again, to a buddy that may have forgotten it. */
@@ -120,6 +160,7 @@ export class StreamMirror {
     this.#sent = 0;
     this.#acked = 0;
     this.#hasHead = false;
+    this.#settle("unkept");
   }
 
   /** What the buddy does not have yet; nothing when it has all, or the stream is too large. */
@@ -129,7 +170,7 @@ export class StreamMirror {
     const frame = stream?.frame;
     if (stream === undefined || prompt === undefined || frame === undefined) return undefined;
     if (4 * (prompt.length + stream.sentCount) + 1_024 > mirrorBytesMax) {
-      this.isRefused = true;
+      this.refused();
       return undefined;
     }
     const fromIndex = this.#sent;
@@ -160,6 +201,8 @@ class MirrorLink {
   #isClosed = false;
   #isFlushDue = false;
   restUntil = 0;
+  /** Until when no stream begins with this buddy, since it was late. */
+  lateUntil = 0;
 
   constructor(instance: string, address: string, hello: () => MirrorHello, clock: Clock) {
     this.instance = instance;
@@ -192,6 +235,11 @@ class MirrorLink {
       this.#isFlushDue = false;
       this.flush();
     });
+  }
+
+  /** The buddy did not confirm a stream in time. */
+  late(): void {
+    this.lateUntil = this.#clock.now() + restMs;
   }
 
   ended(mirror: StreamMirror, complete: boolean): void {
@@ -239,7 +287,7 @@ class MirrorLink {
       }
       for (const key of refusedKeys) {
         const mirror = this.#all.get(Buffer.from(key).toString("latin1"));
-        if (mirror !== undefined) mirror.isRefused = true;
+        mirror?.refused();
       }
     });
     call.on("drain", () => {
@@ -309,9 +357,10 @@ export class MirrorLinks {
   open(bodySha256: Uint8Array): StreamMirror | undefined {
     const { topology, instance, clock } = this.#options;
     const now = clock.now();
-    const relays = topology
-      .relays()
-      .filter(({ instance: name }) => (this.#links.get(name)?.restUntil ?? 0) <= now);
+    const relays = topology.relays().filter(({ instance: name }) => {
+      const link = this.#links.get(name);
+      return link === undefined || (link.restUntil <= now && link.lateUntil <= now);
+    });
     // Any key would do to choose by; the body's digest spreads as well as one.
     const buddy = chooseBuddy(relays, instance, bodySha256);
     if (buddy === undefined) return undefined;

@@ -385,6 +385,27 @@ describe("guarded stream", () => {
     }
   });
 
+  test("takes the last name back when the guard is given up, so that nobody goes on from it", () => {
+    const asked = { model: "m", stream: true, messages: [{ role: "user", content: "x" }] };
+    const facts = { kind: "chat", salted: false } as const;
+    const request = readGuardRequest(readBody(json, encode(JSON.stringify(asked)), facts));
+    const chunk = (delta: string, ids: string): string =>
+      `data: {"id":"a","prompt_token_ids":[1],"choices":[{"index":0,"delta":${delta},"finish_reason":null,"token_ids":${ids}}]}\n\n`;
+    const named = chunk('{"content":"a"}', "[7]");
+    const last = chunk('{"reasoning_content":"hm"}', "[8]");
+    for (const pieces of [[named, last], [named + last]]) {
+      const stream = new GuardedStream({ request, cachedTokens: -1, nameOf: () => "n" });
+      let out = "";
+      for (const piece of pieces) {
+        stream.receive(encode(piece));
+        out += decode(stream.takeOutput());
+      }
+      expect(stream.unguardedReason).toBe("reasoning");
+      expect(out.match(/id: .*$/gm)).toEqual(["id: n", "id: "]);
+      expect(out.endsWith(`id: \n${last}`)).toBe(true);
+    }
+  });
+
   test("engines that are lost before their first token are counted as well", () => {
     const request = readGuardRequest(
       readBody(json, encode('{"prompt":"x","stream":true}'), { kind: "completion", salted: false }),

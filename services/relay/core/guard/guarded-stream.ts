@@ -496,6 +496,8 @@ export class GuardedStream {
     // A continuation has another framing than the client's stream.
     if (this.#attempt > 0) return this.#fail(`another engine cannot go on: ${reason}`);
     this.#unguarded = reason;
+    // What follows has no names, and must not be repeated by who goes on from the last one.
+    if (this.#isNamed) output.name("");
     if (bytes !== undefined) output.copy(bytes, from, to);
     return "unguarded";
   }

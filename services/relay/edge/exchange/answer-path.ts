@@ -52,8 +52,12 @@ export class AnswerPath {
     const { placement, body } = open;
     const { traceparent } = open.spans;
     const opening = openGuard(open.parts, { placement, body, traceparent }, resumed);
-    if (opening.kind === "on") this.#guard = opening.guard;
-    else this.#unguardedReason = opening.reason;
+    if (opening.kind === "on") {
+      this.#guard = opening.guard;
+      opening.guard.onConfirmed = () => {
+        if (this.#guard !== undefined && !this.#options.run().isOver) this.#letGo(this.#guard);
+      };
+    } else this.#unguardedReason = opening.reason;
   }
 
   /** The guard, while the stream has one. */
@@ -138,7 +142,7 @@ export class AnswerPath {
       return;
     }
     const then = guard.lost(outcome);
-    this.#writeGuarded(guard);
+    this.#writeGuarded(guard, then !== "can_continue");
     if (then === "finished") {
       this.#writer.end();
       options.step({ kind: "answer_ended", outcome });
@@ -174,7 +178,7 @@ export class AnswerPath {
   finishResumed(guard: StreamGuard): void {
     const fields = [["content-type", "text/event-stream; charset=utf-8"]] as const;
     this.#writer.head(200, fields, this.#guardState);
-    this.#writeGuarded(guard);
+    this.#writeGuarded(guard, true);
     this.#writer.end();
   }
 
@@ -201,7 +205,8 @@ export class AnswerPath {
     const { stream } = guard;
     const before = stream.sentCount;
     const verdict = guard.receive(chunk);
-    if (!this.#writeGuarded(guard)) this.#wait.start("stream", this.silenceMs);
+    const isEnd = verdict === "finished" || verdict === "unguarded";
+    if (!this.#writeGuarded(guard, isEnd)) this.#wait.start("stream", this.silenceMs);
     record.usage = { ...record.usage, generatedTokens: stream.sentCount };
     const moved = guard.grew(before);
     if (moved !== undefined) {
@@ -260,18 +265,30 @@ export class AnswerPath {
   /** The stream is not guarded any more. */
   #release(guard: StreamGuard, reason: UnguardedReason): void {
     this.#open.parts.metrics.guards.inc({ state: "off", reason });
-    guard.ended(true);
+    guard.givenUp();
     this.#guard = undefined;
     this.#unguardedReason = reason;
   }
 
-  /** Sends what the guard has for the client; false when there is nothing. */
-  #writeGuarded({ stream }: StreamGuard): boolean {
-    const output = stream.takeOutput();
-    if (output.length === 0) return false;
-    // The guard's memory is used again at once.
-    this.#write(Buffer.from(output));
+  /** Ends waits that take too long; called a few times a second. */
+  tick(now: number): void {
+    this.#guard?.tick(now);
+  }
+
+  /** Sends what the guard has for the client; false when there is nothing, or it must wait. */
+  #writeGuarded(guard: StreamGuard, isEnd: boolean): boolean {
+    const events = guard.takeEvents(isEnd);
+    if (events.length === 0) return false;
+    this.#write(events);
     return true;
+  }
+
+  /** Sends what waited for the buddy; the wait for the engine goes on as it was. */
+  #letGo(guard: StreamGuard): void {
+    const events = guard.takeEvents(false);
+    if (events.length === 0) return;
+    if (this.#options.run().isPassing) this.#write(events);
+    else this.#writer.write(events);
   }
 
   #write(bytes: Uint8Array): void {

@@ -108,6 +108,7 @@ export class Exchange implements AnswerListener, LegsListener {
       this.#step({ kind: "overdue" });
       return;
     }
+    this.#path.tick(now);
     switch (this.#wait.takeOverdue(now)) {
       case undefined:
         return;

@@ -5,6 +5,7 @@ import type {
   PlacementForecast,
 } from "../../../shared/core/placement-token/placement.ts";
 import { readBody, type RelayedBody } from "../../core/body/relayed-body.ts";
+import { HeldEvents } from "../../core/guard/held-events.ts";
 import { continuationBody, continuationPath } from "../../core/guard/continuation.ts";
 import { findUnguardedReason, type UnguardedReason } from "../../core/guard/guard-policy.ts";
 import {
@@ -27,6 +28,10 @@ import type { OpenRequest } from "./open-request.ts";
 /** A frozen first token is waited for at least so long, and so many times as long as was forecast. */
 const firstTokenMsMin = 2_000;
 const firstTokenMultiple = 8;
+
+/** Most bytes of a stream that wait for its buddy. */
+const heldBytesMax = 64 << 10;
+const noBytes = new Uint8Array(0);
 
 /** How a stream is guarded that came to be resumed with a placement that asks for no guard. */
 const resumedGuard: GuardSettings = {
@@ -80,6 +85,9 @@ export class StreamGuard {
   /** Since when it stands still, ms, and why; 0 while it does not. */
   #lostAt = 0;
   #lostBy: LegOutcome = "lost";
+  readonly #held = new HeldEvents(heldBytesMax);
+  /** Until when the buddy's first word is waited for, ms; 0 while nothing waits. */
+  #heldUntil = 0;
 
   constructor(
     parts: RelayParts,
@@ -116,6 +124,53 @@ export class StreamGuard {
   /** Whether all that is missing of a stream that is resumed is its end. */
   get isFinished(): boolean {
     return this.#cut?.kind === "finished";
+  }
+
+  /**
+   * Takes what is to go to the client; nothing while it must wait. The first tokens go out when the buddy has confirmed the
+   * stream, so that there is no moment at which a client has tokens that it could not go on from; a few ms on one machine.
+   * A buddy that says nothing for `deadlines.mirrorMs` costs the stream its names, not its life: what waited goes out
+   * without them, is counted, and later events are named once the buddy has it after all. `isEnd`: nothing follows, so that
+   * nothing need be gone on with.
+   */
+  takeEvents(isEnd: boolean): Uint8Array {
+    // The guard's memory is used again at once.
+    const events = Buffer.from(this.stream.takeOutput());
+    const mirror = this.#mirror;
+    if (mirror === undefined) return events;
+    if (!mirror.isOpening || isEnd || this.stream.sentCount === 0) {
+      if (this.#held.isEmpty) return events;
+      this.#held.add(events);
+      return this.#letGo();
+    }
+    if (events.length === 0) return events;
+    if (this.#held.add(events)) {
+      const { clock, config } = this.#parts;
+      if (this.#heldUntil === 0) this.#heldUntil = clock.now() + config.deadlines.mirrorMs;
+      return noBytes;
+    }
+    mirror.late();
+    return this.#held.isEmpty ? noBytes : this.#letGo();
+  }
+
+  /** Has `onConfirmed` called when events wait no longer, because of the buddy or of the time. */
+  set onConfirmed(told: () => void) {
+    if (this.#mirror !== undefined) this.#mirror.onSettled = told;
+  }
+
+  /** Waits for the buddy no longer than it should; called a few times a second. */
+  tick(now: number): void {
+    if (this.#heldUntil > 0 && now >= this.#heldUntil && this.#mirror?.isOpening === true) {
+      this.#mirror.late();
+    }
+  }
+
+  /** What waited for the buddy, with names where it keeps the stream. */
+  #letGo(): Uint8Array {
+    this.#heldUntil = 0;
+    const isKept = this.#mirror?.isKept === true;
+    if (!isKept) this.#parts.metrics.unnamed.inc();
+    return this.#held.take(isKept);
   }
 
   /** Reads a piece of the engine's answer. */
@@ -160,7 +215,12 @@ export class StreamGuard {
     return "given_up";
   }
 
-  /** The request is over, or goes on without a guard. `complete`: nothing need be kept of the stream. */
+  /** The stream goes on without a guard, and nobody may resume it from what the client has. */
+  givenUp(): void {
+    this.#mirror?.givenUp();
+  }
+
+  /** The request is over. `complete`: nothing need be kept of the stream. */
   ended(complete: boolean): void {
     this.#mirror?.ended(complete);
   }
