@@ -168,7 +168,7 @@ describe("guarded streams", () => {
     expect(second?.seen[0]?.json).not.toHaveProperty("chat_template_kwargs");
   });
 
-  test("engines lost one after the other, until none is left", async () => {
+  test("engines lost one after the other, until it was moved too often", async () => {
     const fleet = await start(4);
     fleet.engines.forEach((engine, index) => {
       engine.faults = { breakAfter: index === 3 ? 1_000 : 7 };
@@ -182,8 +182,30 @@ describe("guarded streams", () => {
     expect(broken.done).toBe(false);
     expect(expected().startsWith(broken.text)).toBe(true);
     expect(broken.chunks[broken.chunks.length - 1]).toMatchObject({
-      error: { code: "no_ready_worker" },
+      error: { code: "worker_lost" },
     });
+  });
+
+  test("engines that are all slow to begin are not given up one after the other", async () => {
+    const fleet = await start(2);
+    for (const engine of fleet.engines) engine.faults = { firstMs: 4_000 };
+    expect(readStream((await send(fleet, bodyOf())).text)).toMatchObject({
+      text: expected(),
+      done: true,
+    });
+    // The second one gets more than the 2 s of the first.
+    expect(fleet.excluded).toHaveLength(1);
+  }, 20_000);
+
+  test("where all engines were lost once, those before the last one are tried again", async () => {
+    const fleet = await start(2);
+    for (const engine of fleet.engines) engine.faults = { breakAfter: 25 };
+    expect(readStream((await send(fleet, bodyOf())).text)).toMatchObject({
+      text: expected(),
+      done: true,
+    });
+    const [first = "", second = ""] = fleet.engines.map(({ address }) => `w-${address}`);
+    expect(fleet.excluded).toEqual([[first], [first, second], [second]]);
   });
 
   test("a seed is changed, a penalty by frequency goes on as a bias", async () => {

@@ -191,7 +191,7 @@ describe("Inference/Generate", () => {
     mesh.place = { guard: { ...guard, migrationsMax: 0 } };
     const lost = await run(mesh, requestOf());
     expect(lost.error?.code).toBe(status.ABORTED);
-    expect(detailsOf(lost.error)).toMatchObject({ reason: "worker_lost", pushback: undefined });
+    expect(detailsOf(lost.error)).toMatchObject({ reason: "worker_lost", pushback: "-1" });
   });
 
   test("a deadline that cannot be met sheds the request before an engine sees it", async () => {
@@ -338,7 +338,7 @@ describe("Inference/Generate", () => {
       { kind: "refused", outcome: "refused", code: "model_not_found", message: "what" },
       status.NOT_FOUND,
       ["ErrorInfo"],
-      undefined,
+      "-1",
     ],
   ])("refusals carry what a caller acts on: %s", async (_name, refuse, code, types, pushback) => {
     const mesh = await start();

@@ -38,9 +38,8 @@ export function endWithError(
   });
   stream.end(status, error.message, [
     ["kvmesh-error-code", error.code],
-    ...(retryAfterMs === undefined
-      ? []
-      : [["grpc-retry-pushback-ms", String(Math.ceil(retryAfterMs))] as const]),
+    // Below 0 says to clients that try again by themselves that they must not (gRPC A6).
+    ["grpc-retry-pushback-ms", retryAfterMs === undefined ? "-1" : String(Math.ceil(retryAfterMs))],
     ["grpc-status-details-bin", Buffer.from(details).toString("base64").replace(/=+$/, "")],
   ]);
 }

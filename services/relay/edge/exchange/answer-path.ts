@@ -14,6 +14,9 @@ import { openGuard, type StreamGuard } from "./stream-guard.ts";
 
 /** Largest error of an engine that is read, bytes. */
 const errorBytesMax = 16 << 10;
+/** How many times longer the next engine's first token is waited for. */
+const laterMultiple = 4;
+
 /** How long an engine may take to end its answer behind the last event, ms. */
 const closingMs = 1_000;
 
@@ -41,6 +44,8 @@ export class AnswerPath {
   #unguardedReason: UnguardedReason | undefined;
   /** Status of an answer that is asked for anew behind the client's head, until the new one's first bytes are judged. */
   #reopenedFrom: number | undefined;
+  /** Engines that were given up since their first token was late. */
+  #lateStarts = 0;
 
   constructor(options: AnswerPathOptions) {
     const { open, resumed } = options;
@@ -69,12 +74,14 @@ export class AnswerPath {
     return this.#unguardedReason;
   }
 
-  /** Longest wait for the first byte of an answer, ms. */
+  /**
+   * Longest wait for the first byte of an answer, ms. Where one engine was late the next may be as well, since it is load
+   * rather than a fault that makes several so: it is given more time, so that no request runs out of engines that work.
+   */
   get firstByteMs(): number {
-    return (
-      this.#guard?.firstTokenMs(this.#open.placement.forecast) ??
-      this.#open.parts.config.deadlines.firstByteMs
-    );
+    const { firstByteMs } = this.#open.parts.config.deadlines;
+    const firstTokenMs = this.#guard?.firstTokenMs(this.#open.placement.forecast) ?? firstByteMs;
+    return Math.min(firstByteMs, firstTokenMs * laterMultiple ** this.#lateStarts);
   }
 
   /** Longest wait for the next bytes of an answer, ms. */
@@ -154,6 +161,7 @@ export class AnswerPath {
   /** Stops the answering leg from this side, and says that it failed. */
   stop(outcome: LegOutcome, why: string): void {
     this.#options.legs().stop("answer");
+    if (outcome === "frozen" && this.#open.firstByteAt === 0) this.#lateStarts++;
     this.failed(outcome, why);
   }
 
