@@ -348,6 +348,27 @@ describe("Inference/Generate", () => {
     expect(detailsOf(error)).toMatchObject({ types, pushback });
   });
 
+  test.each<[string, Record<string, unknown>, number, string]>([
+    [
+      "message above the limit",
+      { limits: { bodyBytesMax: 1_024 } },
+      status.RESOURCE_EXHAUSTED,
+      "request_too_large",
+    ],
+    [
+      "caller who is not on the list",
+      { callers: { inference: ["10.0.0.0/8"] } },
+      status.PERMISSION_DENIED,
+      "permission_denied",
+    ],
+  ])("the transport refuses as everything else does: a %s", async (_name, over, code, reason) => {
+    const mesh = await start(over);
+    const large = requestOf({ input: { $case: "text", value: "x".repeat(4_000) } });
+    const { error } = await run(mesh, large);
+    expect(error?.code).toBe(code);
+    expect(detailsOf(error)).toEqual({ reason, types: ["ErrorInfo"], pushback: "-1" });
+  });
+
   test("a request's tenant and class go to the router, in the message or in the call", async () => {
     const mesh = await start();
     const told = (): Map<string, string> => new Map(mesh.asked[mesh.asked.length - 1]?.fields);

@@ -8,6 +8,7 @@ import type { HeaderField } from "../core/request/forwarded-headers.ts";
 import { BodyCharge, type BodyMemory, type BodyRefusal } from "./body-memory.ts";
 import type { AnswerListener, ClientAnswer, ClientRequest } from "./client-exchange.ts";
 import type { RequestTaker } from "./http1-server.ts";
+import { refusalMetadata } from "./refusal-details.ts";
 
 const noPrefix = new Uint8Array(0);
 /** Ends every complete answer, so that proxies can tell it from one that broke off in the middle of nothing. */
@@ -155,6 +156,7 @@ export async function startH2Server(
       bufferedBytesMax: 1 << 30,
     },
     allow: (path, peer) => options.allow(path, peer),
+    refusalMetadata,
     onHttp: (http) => {
       new H2Exchange(http, options);
     },

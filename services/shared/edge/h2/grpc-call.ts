@@ -20,6 +20,8 @@ export interface CallHost {
   readonly messageBytesMax: number;
   /** Output was written outside of a read: it has to be flushed. */
   touched(): void;
+  /** Further trailers of a call that the server ends. */
+  faultMetadata?(fault: CallFault, status: number, text: string): GrpcMetadata;
   /** The server ended a call. */
   onCallFault(fault: CallFault, path: string): void;
   /** A handler threw, which it must not. */
@@ -121,7 +123,11 @@ export class GrpcCall implements GrpcStream, StreamListener, MessageSink {
       // Trailers would wait behind what the client does not take.
       this.#connection.reset(this.#stream, h2Error.cancel);
       this.#host.touched();
-    } else this.end(faultStatus[fault], text, fault === "compressed" ? identityOnly : []);
+    } else {
+      const status = faultStatus[fault];
+      const more = this.#host.faultMetadata?.(fault, status, text) ?? [];
+      this.end(status, text, fault === "compressed" ? [...identityOnly, ...more] : more);
+    }
   }
 
   onData(bytes: Uint8Array, start: number, end: number): void {

@@ -5,7 +5,13 @@ import type { StreamFault } from "../../core/h2/faults.ts";
 import { FrameOutput } from "../../core/h2/frame-output.ts";
 import type { SpareBuffers } from "../../core/h2/spare-buffers.ts";
 import type { H2Stream } from "../../core/h2/stream.ts";
-import { grpcStatus, httpStatusBlock, parseGrpcTimeout, trailerBlock } from "./grpc-blocks.ts";
+import {
+  grpcStatus,
+  httpStatusBlock,
+  parseGrpcTimeout,
+  trailerBlock,
+  type GrpcMetadata,
+} from "./grpc-blocks.ts";
 import { GrpcCall, type CallFault, type CallHost } from "./grpc-call.ts";
 import type { H2GrpcLimits } from "./h2-grpc-limits.ts";
 import type { CallRefusal, H2GrpcOptions } from "./h2-grpc-options.ts";
@@ -107,7 +113,8 @@ export class GrpcConnection implements ConnectionListener, CallHost {
 
   #refuse(stream: H2Stream, reason: CallRefusal, status: number, text: string): void {
     this.#server.countRefusal(reason, stream.headers.path, this.peer);
-    this.connection.sendTrailers(stream, trailerBlock(status, text, [], true));
+    const more = this.#server.options.refusalMetadata?.(reason, status, text) ?? [];
+    this.connection.sendTrailers(stream, trailerBlock(status, text, more, true));
   }
 
   #refuseHttp(stream: H2Stream, status: number): void {
@@ -121,6 +128,10 @@ export class GrpcConnection implements ConnectionListener, CallHost {
 
   touched(): void {
     this.socket.touched();
+  }
+
+  faultMetadata(fault: CallFault, status: number, text: string): GrpcMetadata {
+    return this.#server.options.refusalMetadata?.(fault, status, text) ?? [];
   }
 
   onCallFault(fault: CallFault, path: string): void {

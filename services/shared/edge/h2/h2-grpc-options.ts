@@ -2,6 +2,7 @@ import type { TlsOptions } from "node:tls";
 import type { H2Connection } from "../../core/h2/connection.ts";
 import type { ConnectionEnd, StreamFault } from "../../core/h2/faults.ts";
 import type { H2Stream } from "../../core/h2/stream.ts";
+import type { GrpcMetadata } from "./grpc-blocks.ts";
 import type { CallFault } from "./grpc-call.ts";
 import type { GrpcMethod } from "./grpc-stream.ts";
 import type { H2GrpcLimitSettings } from "./h2-grpc-limits.ts";
@@ -42,6 +43,8 @@ export interface H2GrpcOptions extends H2GrpcHooks {
   readonly tls?: TlsOptions;
   /** Takes requests that are no gRPC calls; without it they are answered 415. */
   onHttp?(request: HttpOnH2): void;
+  /** Further trailers of calls that the server itself refuses or ends, such as `grpc-status-details-bin`; none without it. */
+  refusalMetadata?(reason: CallRefusal, status: number, text: string): GrpcMetadata;
   /** Who may call what; `peerAddress` is an IP address, or `unix` for a Unix socket. Everybody may without it. */
   allow?(path: string, peerAddress: string): boolean;
 }
