@@ -18,7 +18,7 @@ import { chooseBuddy } from "../core/resume/buddy.ts";
 import { packIds, writeHead } from "../core/resume/mirror-state.ts";
 import type { MirroredState, MirrorStore } from "../core/resume/mirror-store.ts";
 import { looseIdsMax, signResume, type ResumePoint } from "../core/resume/resume-token.ts";
-import type { LiveTopology } from "../core/topology/live-topology.ts";
+import type { LiveRelay, LiveTopology } from "../core/topology/live-topology.ts";
 
 /** How long growth of streams is gathered before it is sent, ms. */
 const flushEveryMs = 20;
@@ -48,9 +48,8 @@ export interface MirrorLinksOptions {
 /** One guarded stream as its buddy is kept up to date with it. */
 export class StreamMirror {
   readonly key = randomBytes(16);
-  readonly buddy: string;
   readonly #bodySha256: Uint8Array;
-  readonly #link: MirrorLink;
+  #link: MirrorLink;
   readonly #options: MirrorLinksOptions;
   #stream: GuardedStream | undefined;
   #traceparent = "";
@@ -65,9 +64,23 @@ export class StreamMirror {
 
   constructor(link: MirrorLink, bodySha256: Uint8Array, options: MirrorLinksOptions) {
     this.#link = link;
-    this.buddy = link.instance;
     this.#bodySha256 = bodySha256;
     this.#options = options;
+  }
+
+  /** The relay that keeps it. */
+  get buddy(): string {
+    return this.#link.instance;
+  }
+
+  /** What it is chosen by. */
+  get bodySha256(): Uint8Array {
+    return this.#bodySha256;
+  }
+
+  /** Another buddy keeps it from now on. */
+  moveTo(link: MirrorLink): void {
+    this.#link = link;
   }
 
   /** The stream that is mirrored; its events are named with `nameOf`. `traceparent`: of its request, or empty. */
@@ -155,12 +168,15 @@ export class StreamMirror {
     this.#settle("kept");
   }
 
-  /** The link broke: everything is sent again, to a buddy that may have forgotten it. */
-  restart(): void {
+  /**
+   * The link broke: everything is sent again, to another buddy or, `isStranded`, to the one that may have forgotten it. What
+   * waited for the first one's word then waits for the other's.
+   */
+  restart(isStranded: boolean): void {
     this.#sent = 0;
     this.#acked = 0;
     this.#hasHead = false;
-    this.#settle("unkept");
+    if (isStranded || !this.isOpening) this.#settle("unkept");
   }
 
   /** What the buddy does not have yet; nothing when it has all, or the stream is too large. */
@@ -190,9 +206,12 @@ export class StreamMirror {
 class MirrorLink {
   readonly instance: string;
   readonly address: string;
+  /** Life of the buddy. */
+  readonly epoch: number;
   readonly client: MirrorClient;
   readonly #hello: () => MirrorHello;
   readonly #clock: Clock;
+  readonly #move: (mirror: StreamMirror) => boolean;
   readonly #all = new Map<string, StreamMirror>();
   readonly #grown = new Set<StreamMirror>();
   readonly #over: Buffer[] = [];
@@ -204,12 +223,26 @@ class MirrorLink {
   /** Until when no stream begins with this buddy, since it was late. */
   lateUntil = 0;
 
-  constructor(instance: string, address: string, hello: () => MirrorHello, clock: Clock) {
-    this.instance = instance;
-    this.address = address;
-    this.#hello = hello;
-    this.#clock = clock;
-    this.client = new MirrorClient(address, createChannelCredentials(), createChannelOptions());
+  constructor(options: {
+    readonly instance: string;
+    readonly address: string;
+    readonly epoch: number;
+    readonly hello: () => MirrorHello;
+    readonly clock: Clock;
+    /** Finds another buddy for a stream; false when there is none. */
+    readonly move: (mirror: StreamMirror) => boolean;
+  }) {
+    this.instance = options.instance;
+    this.address = options.address;
+    this.epoch = options.epoch;
+    this.#hello = options.hello;
+    this.#clock = options.clock;
+    this.#move = options.move;
+    this.client = new MirrorClient(
+      options.address,
+      createChannelCredentials(),
+      createChannelOptions(),
+    );
   }
 
   /** Whether no stream is kept up to date over this link. */
@@ -298,9 +331,13 @@ class MirrorLink {
       if (this.#call !== call) return;
       this.#call = undefined;
       this.restUntil = this.#clock.now() + restMs;
-      for (const mirror of this.#all.values()) {
-        mirror.restart();
-        this.#grown.add(mirror);
+      for (const [key, mirror] of [...this.#all]) {
+        const hasMoved = this.#move(mirror);
+        mirror.restart(!hasMoved);
+        if (hasMoved) {
+          this.#all.delete(key);
+          this.#grown.delete(mirror);
+        } else this.#grown.add(mirror);
       }
     });
     return call;
@@ -313,6 +350,7 @@ export class MirrorLinks {
   readonly #links = new Map<string, MirrorLink>();
   #timer: NodeJS.Timeout | undefined;
   #sweepAt = 0;
+  #isStopped = false;
 
   constructor(options: MirrorLinksOptions) {
     this.#options = options;
@@ -345,6 +383,7 @@ export class MirrorLinks {
   }
 
   stop(): void {
+    this.#isStopped = true;
     clearInterval(this.#timer);
     for (const link of this.#links.values()) {
       link.flush();
@@ -355,19 +394,39 @@ export class MirrorLinks {
 
   /** A mirror for a new stream; nothing when no other relay is there. */
   open(bodySha256: Uint8Array): StreamMirror | undefined {
-    const { topology, instance, clock } = this.#options;
-    const now = clock.now();
-    const relays = topology.relays().filter(({ instance: name }) => {
-      const link = this.#links.get(name);
-      return link === undefined || (link.restUntil <= now && link.lateUntil <= now);
-    });
-    // Any key would do to choose by; the body's digest spreads as well as one.
-    const buddy = chooseBuddy(relays, instance, bodySha256);
-    if (buddy === undefined) return undefined;
-    const link = this.#link(buddy.instance, buddy.h2Address);
+    const link = this.#choose(bodySha256);
+    if (link === undefined) return undefined;
     const mirror = new StreamMirror(link, bodySha256, this.#options);
     link.add(mirror);
     return mirror;
+  }
+
+  /** The link to the relay that is to keep a stream; none to a relay that could not be reached a moment ago, or was late. */
+  #choose(bodySha256: Uint8Array): MirrorLink | undefined {
+    const { topology, instance, clock } = this.#options;
+    const now = clock.now();
+    const relays = topology.relays().filter(({ instance: name, epoch }) => {
+      const link = this.#links.get(name);
+      // A relay that has started again is another one, and need not rest.
+      if (link === undefined || link.epoch !== epoch) return true;
+      return link.restUntil <= now && link.lateUntil <= now;
+    });
+    // Any key would do to choose by; the body's digest spreads as well as one.
+    const buddy = chooseBuddy(relays, instance, bodySha256);
+    return buddy === undefined ? undefined : this.#link(buddy);
+  }
+
+  /** Gives a stream whose buddy is lost another one, which gets all of it at once. */
+  #move(mirror: StreamMirror): boolean {
+    const link = this.#isStopped ? undefined : this.#choose(mirror.bodySha256);
+    if (link === undefined) return false;
+    mirror.moveTo(link);
+    link.add(mirror);
+    // After the mirror has been told to begin anew.
+    setImmediate(() => {
+      mirror.grew();
+    });
+    return true;
   }
 
   /** What is kept of a stream, here or at its buddy. Throws `resume_lost` when it is gone. */
@@ -381,7 +440,7 @@ export class MirrorLinks {
     if (resume.buddy === instance) throw lost("nothing is kept of it any more");
     const buddy = topology.relays().find((relay) => relay.instance === resume.buddy);
     if (buddy === undefined) throw lost(`relay ${resume.buddy}, which kept it, is gone`);
-    const { client } = this.#link(buddy.instance, buddy.h2Address);
+    const { client } = this.#link(buddy);
     return new Promise((resolve, reject) => {
       client.take(
         { key: Buffer.from(resume.key), caller: this.#hello() },
@@ -402,14 +461,21 @@ export class MirrorLinks {
     store.grow(Buffer.from(resume.key).toString("latin1"), growth, clock.now());
   }
 
-  #link(instance: string, address: string): MirrorLink {
+  #link({ instance, h2Address: address, epoch }: LiveRelay): MirrorLink {
     let link = this.#links.get(instance);
-    if (link !== undefined && link.address !== address) {
+    if (link !== undefined && (link.address !== address || link.epoch !== epoch)) {
       link.close();
       link = undefined;
     }
     if (link === undefined) {
-      link = new MirrorLink(instance, address, () => this.#hello(), this.#options.clock);
+      link = new MirrorLink({
+        instance,
+        address,
+        epoch,
+        hello: () => this.#hello(),
+        clock: this.#options.clock,
+        move: (mirror) => this.#move(mirror),
+      });
       this.#links.set(instance, link);
     }
     return link;
